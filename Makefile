@@ -1,0 +1,56 @@
+# `make demo` and `make test` need Go and a container engine; nothing else is to
+# be set up by hand.
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+# The race detector needs a C compiler.
+RACE     := $(if $(shell command -v gcc),-race)
+E2E_TIMEOUT ?= 50m
+FUZZTIME ?= 30s
+
+.PHONY: build lab parts test e2e demo bench fuzz release lint generate
+
+build: ## bin/migrate for this machine
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/migrate ./cmd/migrate
+
+lab: ## bin/lab, the disposable hosts
+	cd lab && CGO_ENABLED=0 $(GO) build -trimpath -o ../bin/lab .
+
+test: lint ## unit tests of product and lab, no container engine needed
+	$(GO) test $(RACE) ./...
+	cd lab && $(GO) test ./...
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	$(GO) vet -tags e2e ./...
+
+e2e: build lab parts ## a migration in the lab, asserted from outside the product
+	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) -v ./e2e ./cluster
+
+parts: lab
+	bin/lab build --control-plane bin/parts
+
+demo: build lab ## from nothing to a migrated lab host; KEEP=1 leaves it up
+	lab/demo.sh
+
+bench: ## benchmarks, the 4 GiB volume stream among them
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@for target in $$(grep -rhoE --include='*_test.go' 'func Fuzz[A-Za-z0-9_]+' -l . --exclude-dir=lab | sort -u); do \
+		for f in $$(grep -oE 'func Fuzz[A-Za-z0-9_]+' $$target | cut -c6-); do \
+			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) ./$$(dirname $$target) || exit; \
+		done; \
+	done
+
+release: ## dist/migrate-OS-ARCH for every platform, with their sums
+	@mkdir -p dist
+	@for os in linux darwin; do for arch in amd64 arm64; do \
+		echo "dist/migrate-$$os-$$arch"; \
+		CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/migrate-$$os-$$arch ./cmd/migrate || exit; \
+	done; done
+	cd dist && sha256sum migrate-* > SHA256SUMS
+
+generate: ## the plan's JSON schema
+	$(GO) generate ./...

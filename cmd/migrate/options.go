@@ -1,0 +1,72 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/progress"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/steps"
+)
+
+// planFlag adds -f to a command.
+func planFlag(c *cobra.Command) *string {
+	file := c.Flags().StringP("file", "f", "plan.yaml", "the plan `file`")
+	_ = c.MarkFlagFilename("file", "yaml", "yml")
+	return file
+}
+
+// formatFlag adds -o to a command.
+func formatFlag(c *cobra.Command) *string {
+	format := c.Flags().StringP("output", "o", "text", "`format` of the result: text or json")
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return format
+}
+
+func checkFormat(format string) error {
+	if format != "text" && format != "json" {
+		return usageError{fmt.Errorf("--output %q: it is text or json", format)}
+	}
+	return nil
+}
+
+// load reads the plan and prepares the migration, with progress on stderr.
+func load(c *cobra.Command, file string) (*steps.Migration, error) {
+	plan, err := plans.Load(file)
+	var gone *fs.PathError
+	if errors.As(err, &gone) {
+		return nil, usageError{err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := progress.New(c.ErrOrStderr(), isTerminal(c.ErrOrStderr()))
+	m, err := steps.New(plan, p, p.Writer())
+	if err != nil {
+		return nil, err
+	}
+	if in, ok := c.InOrStdin().(*os.File); ok {
+		m.Ask = remote.AskOnTerminal(in, p.Writer())
+	}
+	return m, nil
+}
+
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}

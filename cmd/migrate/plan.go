@@ -1,0 +1,189 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"sunbeam.pt/k3s-dualstack/k3s"
+	"sunbeam.pt/k3s-dualstack/preflight"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/steps"
+	"sunbeam.pt/k3s-dualstack/survey"
+)
+
+// preview is what `plan` prints.
+type preview struct {
+	Name     string              `json:"name"`
+	Host     string              `json:"host"`
+	Version  string              `json:"k3sVersion"`
+	Settings []k3s.Change        `json:"settings"`
+	Findings []preflight.Finding `json:"findings"`
+	Facts    *survey.Facts       `json:"facts"`
+	Steps    []runner.Planned    `json:"steps"`
+	Begun    bool                `json:"begun"`
+}
+
+func planCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "plan",
+		Short: "Look at host and cluster and print every step; change nothing",
+		Long: strings.TrimSpace(`
+Read host and cluster, check whether the migration may run, and print every
+step and action in order: its target and the command a person would type.
+These are the actions that 'migrate run' performs. Nothing is changed. The exit
+status is 3 when a finding forbids the run.`),
+		Example: `  migrate plan -f plan.yaml
+  migrate plan -f plan.yaml -o json | jq '.steps[].actions[].command'`,
+		Args: cobra.NoArgs,
+	}
+	file, format := planFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := checkFormat(*format); err != nil {
+			return err
+		}
+		m, err := load(c, *file)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		p := preview{Name: m.Plan.Metadata.Name}
+		if p.Begun, err = m.Begun(); err != nil {
+			return err
+		}
+		if !p.Begun {
+			t := m.Progress.Wait("Reading host and cluster")
+			m.Facts, err = m.Survey(c.Context())
+			t.Done()
+			var inhibited *steps.InhibitedError
+			if errors.As(err, &inhibited) {
+				return findings(c, inhibited)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		checked := m.Check()
+		var inhibited *steps.InhibitedError
+		if checked != nil && !errors.As(checked, &inhibited) {
+			return checked
+		}
+		if p.Begun {
+			checked = nil // the run it belongs to has passed them
+		}
+		if _, p.Settings, err = m.Settings(c.Context()); err != nil {
+			return err
+		}
+		p.Settings = steps.WithoutSecrets(p.Settings)
+		if p.Steps, err = runner.Preview(c.Context(), m.Sequence()); err != nil {
+			return err
+		}
+		s := m.Plan.Server()
+		p.Host, p.Version, p.Findings, p.Facts = s.Name, m.Facts.K3s.Version, m.Findings, m.Facts
+		if *format == "json" {
+			if err := writeJSON(c.OutOrStdout(), p); err != nil {
+				return err
+			}
+		} else {
+			p.print(c.OutOrStdout(), *file)
+		}
+		if checked != nil {
+			return &shownError{checked}
+		}
+		return nil
+	}
+	return c
+}
+
+// findings shows why a migration may not run.
+func findings(c *cobra.Command, e *steps.InhibitedError) error {
+	printFindings(c.ErrOrStderr(), e.Findings)
+	return e
+}
+
+func printFindings(w io.Writer, found []preflight.Finding) {
+	for _, f := range found {
+		fmt.Fprintf(w, "  %-9s  %s\n             %s\n             → %s\n", f.Severity, f.ID, f.Detail, f.Remedy)
+	}
+}
+
+func (p preview) print(w io.Writer, file string) {
+	f := p.Facts
+	fmt.Fprintf(w, "Plan %s: host %s (%s), K3s %s, IPv4-only → dual-stack\n", p.Name, p.Host, f.Host.OS, p.Version)
+	if p.Begun {
+		fmt.Fprintf(w, "A run of this plan has begun; `migrate status -f %s` shows how far it is.\n", file)
+	}
+
+	fmt.Fprintln(w, "\nSettings of K3s")
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, c := range p.Settings {
+		before := c.Before
+		if before == "" {
+			before = "(default)"
+		}
+		fmt.Fprintf(t, "  %s\t%s\t→ %s\tin %s\n", c.Key, before, c.After, c.Source)
+	}
+	t.Flush()
+
+	fmt.Fprintln(w, "\nVolumes")
+	t = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, v := range f.Cluster.Volumes {
+		what := fmt.Sprintf("%d files, %.1f MiB", v.Files, float64(v.Bytes)/(1<<20))
+		switch {
+		case v.Excluded:
+			what = "excluded by the plan"
+		case !v.Copied():
+			what = "object only; the data lies elsewhere (" + v.Driver + ")"
+		}
+		name := v.Namespace + "/" + v.Claim
+		if v.Claim == "" {
+			name = v.PV // nobody claims it
+		}
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", name, v.Kind, what, v.Path)
+	}
+	t.Flush()
+
+	fmt.Fprintln(w, "\nServices")
+	t = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, s := range f.Cluster.Services {
+		what := "→ " + s.WantPolicy
+		if s.Skip != "" {
+			what = "stays: " + s.Skip
+		}
+		fmt.Fprintf(t, "  %s/%s\t%s\t%s\n", s.Namespace, s.Name, s.Type, what)
+	}
+	t.Flush()
+
+	phase := ""
+	for i, s := range p.Steps {
+		if s.Phase != phase {
+			phase = s.Phase
+			fmt.Fprintf(w, "\n%s\n", strings.ToUpper(phase))
+		}
+		fmt.Fprintf(w, "%3d. %-10s %s\n", i+1, s.Name, s.Title)
+		if s.Gate != nil {
+			fmt.Fprintf(w, "     %-10s ? asks before it begins; the host's name has to be typed\n", "")
+		}
+		for _, a := range s.Actions {
+			fmt.Fprintf(w, "     - [%s] %s\n", a.Target, a.Summary)
+			if a.Command != "" {
+				fmt.Fprintf(w, "       $ %s\n", a.Command)
+			}
+		}
+	}
+
+	if len(p.Findings) > 0 {
+		fmt.Fprintln(w, "\nFindings")
+		printFindings(w, p.Findings)
+	}
+	fmt.Fprintf(w, "\nNothing was changed. ")
+	if preflight.Inhibited(p.Findings) && !p.Begun {
+		fmt.Fprintln(w, "The inhibitors above forbid the migration.")
+		return
+	}
+	fmt.Fprintf(w, "To do it: migrate run -f %s\n", file)
+}

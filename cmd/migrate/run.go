@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/steps"
+)
+
+func runCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Perform the migration, or continue it",
+		Long: strings.TrimSpace(`
+Perform every step of the plan, or those that are left: a run that failed, was
+interrupted or cut off is continued by the same command. It asks once, before
+the downtime, when the backup set is complete and proven; --yes answers.`),
+		Example: `  migrate run -f plan.yaml
+  migrate run -f plan.yaml --until gate   # back up and prove the set, no downtime
+  migrate run -f plan.yaml --yes          # for scripts: no question`,
+		Args: cobra.NoArgs,
+	}
+	file := planFlag(c)
+	yes := c.Flags().BoolP("yes", "y", false, "agree at the gate without being asked")
+	until := c.Flags().String("until", "", "stop after this `step`")
+	_ = c.RegisterFlagCompletionFunc("until", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return steps.Names(), cobra.ShellCompDirectiveNoFileComp
+	})
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		m, err := load(c, *file)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		again := "migrate run -f " + *file
+		out := m.Progress.Writer()
+		err = m.Run(c.Context(), *until, &watcher{w: out}, func(ctx context.Context, g runner.Gate) (bool, error) {
+			if *yes {
+				return true, nil
+			}
+			return ask(ctx, c.InOrStdin(), out, g)
+		})
+		var inhibited *steps.InhibitedError
+		if errors.As(err, &inhibited) {
+			printFindings(c.ErrOrStderr(), inhibited.Findings)
+		}
+		if m.Report != nil {
+			if err := printReport(c, *m.Report, "text"); err != nil {
+				return err
+			}
+		}
+		var unknown *steps.UnknownStepError
+		switch {
+		case errors.As(err, &unknown):
+			return usageError{fmt.Errorf("--until: %w", err)}
+		case err == nil && *until != "":
+			fmt.Fprintf(c.ErrOrStderr(), "\nStopped after %s, as asked. To go on: %s\n", *until, again)
+		case err == nil:
+			fmt.Fprintf(c.ErrOrStderr(), "\nThe migration is complete. The backup set is kept in %s: it holds the cluster's secrets, encrypted; remove it when you trust the new cluster.\nTo look again at any time: migrate verify -f %s\n", m.SetDir(), *file)
+		case errors.Is(err, runner.ErrDeclined):
+			fmt.Fprintf(c.ErrOrStderr(), "\nNot agreed; the cluster runs as before and the backup set is kept. To be asked again: %s\n", again)
+			return &shownError{err}
+		case inhibited != nil:
+		default:
+			var step *runner.StepError
+			if !errors.As(err, &step) {
+				return err // nothing was begun, and nothing is to be continued
+			}
+			w := c.ErrOrStderr()
+			if errors.Is(err, context.Canceled) {
+				fmt.Fprintf(w, "\nmigrate: interrupted in step %s\n", step.Step)
+			} else {
+				fmt.Fprintf(w, "\nmigrate: %v\n", err)
+			}
+			if giveUp := m.GiveUp(); giveUp != "" {
+				fmt.Fprintf(w, "K3s is stopped and nothing was removed. To have the old cluster back instead, on the host: %s\n", giveUp)
+			}
+			fmt.Fprintf(w, "To see where it is: migrate status -f %s\nTo continue: %s\n", *file, again)
+			return &shownError{err}
+		}
+		return err
+	}
+	return c
+}
+
+// ask puts the gate's question and takes the expected word alone for a yes.
+func ask(ctx context.Context, in io.Reader, out io.Writer, g runner.Gate) (bool, error) {
+	fmt.Fprintf(out, "\n%s (%s): \n", g.Question, g.Expect)
+	type answer struct {
+		text string
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() { // ends with the process when nobody ever answers
+		text, err := bufio.NewReader(in).ReadString('\n')
+		answers <- answer{text, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case a := <-answers:
+		if a.err != nil && a.text == "" {
+			return false, fmt.Errorf("%w: there is nobody to answer; --yes agrees beforehand", runner.ErrDeclined)
+		}
+		return strings.TrimSpace(a.text) == g.Expect, nil
+	}
+}
+
+// watcher prints a run as it goes.
+type watcher struct{ w io.Writer }
+
+func (o *watcher) StepStarted(s runner.Step, n, of int) {
+	fmt.Fprintf(o.w, "\n[%2d/%d] %s: %s\n", n, of, s.Name, s.Title)
+}
+func (o *watcher) ActionStarted(_ runner.Step, a runner.Action) {
+	fmt.Fprintf(o.w, "   …  %s: %s\n", a.Target, a.Summary)
+}
+func (o *watcher) ActionDone(_ runner.Step, a runner.Action, took time.Duration) {
+	fmt.Fprintf(o.w, "   ok %s (%s)\n", a.Name, took.Round(100*time.Millisecond))
+}
+func (o *watcher) ActionSkipped(_ runner.Step, a runner.Action, why string) {
+	fmt.Fprintf(o.w, "   ok %s (%s)\n", a.Name, why)
+}
+func (o *watcher) ActionFailed(_ runner.Step, a runner.Action, err error) {
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintf(o.w, "   stopped %s\n", a.Name)
+		return
+	}
+	fmt.Fprintf(o.w, "   FAILED %s\n", a.Name)
+}
+func (o *watcher) StepDone(runner.Step) {}
+func (o *watcher) Notice(text string)   { fmt.Fprintf(o.w, "   note: %s\n", text) }

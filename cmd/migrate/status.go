@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sunbeam.pt/k3s-dualstack/runner"
+)
+
+func statusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show how far a run is, from its journal",
+		Long: strings.TrimSpace(`
+Show which steps of the run are complete, what was begun and what failed. The
+journal on the laptop is read; host and cluster are not contacted.`),
+		Example: `  migrate status -f plan.yaml
+  migrate status -f plan.yaml -o json | jq .checkpoint`,
+		Args: cobra.NoArgs,
+	}
+	file, format := planFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := checkFormat(*format); err != nil {
+			return err
+		}
+		m, err := load(c, *file)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		state, err := m.State()
+		if err != nil {
+			return err
+		}
+		if *format == "json" {
+			return writeJSON(c.OutOrStdout(), state)
+		}
+		w := c.OutOrStdout()
+		if state.Run == "" {
+			_, err := fmt.Fprintf(w, "No run of plan %s has begun.\nTo look at it: migrate plan -f %[2]s\nTo do it: migrate run -f %[2]s\n", m.Plan.Metadata.Name, *file)
+			return err
+		}
+		fmt.Fprintf(w, "Plan %s, run %s, begun %s\n\n", m.Plan.Metadata.Name, state.Run, state.Began.Local().Format(time.DateTime))
+		t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+		done := map[string]bool{}
+		begun := map[string]bool{}
+		for _, s := range state.Steps {
+			begun[s.Step], done[s.Step] = true, s.Complete
+		}
+		for _, s := range m.Sequence() {
+			mark := "to do"
+			switch {
+			case done[s.Name]:
+				mark = "done"
+			case begun[s.Name]:
+				mark = "begun"
+			}
+			fmt.Fprintf(t, "  %s\t%s\t%s\n", mark, s.Name, s.Title)
+			for _, a := range state.Actions {
+				if a.Step == s.Name && a.Status != runner.Done && !done[s.Name] {
+					text := "begun"
+					if a.Status == runner.Failed {
+						text = "failed: " + a.Error
+					}
+					fmt.Fprintf(t, "\t\t- %s: %s\n", a.Action, strings.ReplaceAll(text, "\n", " "))
+				}
+			}
+		}
+		t.Flush()
+		if state.Finished {
+			_, err = fmt.Fprintf(w, "\nThe migration is complete. To look again: migrate verify -f %s\n", *file)
+			return err
+		}
+		holder, err := m.Holder()
+		if err != nil {
+			return err
+		}
+		if holder != nil {
+			_, err = fmt.Fprintf(w, "\nIt is being run by %s.\n", holder)
+			return err
+		}
+		_, err = fmt.Fprintf(w, "\nTo continue: migrate run -f %s\n", *file)
+		return err
+	}
+	return c
+}

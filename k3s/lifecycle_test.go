@@ -1,0 +1,253 @@
+package k3s
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// odd is an installation whose every path a shell could misread.
+func odd() *Installation {
+	return &Installation{
+		Role: Server, Binary: "/opt/it's k3s/bin/k3s", Unit: "/etc/systemd/system/k3s.service",
+		DataDir: `/srv/k3s data/$(touch x)/a;b "c" \d`, Killall: "/opt/it's k3s/bin/k3s-killall.sh", Uninstall: "/opt/it's k3s/bin/k3s-uninstall.sh",
+	}
+}
+
+func plain() *Installation {
+	return &Installation{
+		Role: Server, Binary: "/usr/local/bin/k3s", Unit: "/etc/systemd/system/k3s.service", DataDir: "/var/lib/rancher/k3s",
+		Killall: "/usr/local/bin/k3s-killall.sh", Uninstall: "/usr/local/bin/k3s-uninstall.sh",
+	}
+}
+
+func TestScriptsAreValidShell(t *testing.T) {
+	c := Config{
+		Args: []string{"--tls-san=it's", "--kubelet-arg=node-labels=a=b c", `--x=$HOME "q" \ ` + "`id`"},
+		Env:  map[string]string{"K3S_TOKEN": "it's $1 \"quoted\"\\"},
+	}
+	for name, in := range map[string]*Installation{"plain": plain(), "odd": odd()} {
+		for kind, script := range map[string]string{
+			"quiesce": in.Quiesce(), "uninstall": in.UninstallJob(),
+			"keep": in.InstallJob("/var/lib/it's/install.sh", c, ""), "named": in.InstallJob("/x", c, "v1.34.4+k3s1"),
+		} {
+			for _, shell := range []string{"sh", "dash", "bash"} {
+				if _, err := exec.LookPath(shell); err != nil && shell != "sh" {
+					continue
+				}
+				cmd := exec.Command(shell, "-n")
+				cmd.Stdin = strings.NewReader(script)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Errorf("%s %s: %s -n: %v\n%s\n%s", name, kind, shell, err, out, script)
+				}
+			}
+		}
+	}
+}
+
+// sh runs a script in dir with dir/bin first in PATH.
+func sh(t *testing.T, dir, script string) (code int, stdout, stderr string) {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":" + os.Getenv("PATH")}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+func file(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(name, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// The script is run for real against a mount table of the test's, with an
+// uninstall script that notes what it was given.
+func TestUninstallRefusesForeignMounts(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		data    string // data directory below the test's root
+		mounts  []string
+		refused []string
+	}{
+		{"nothing mounted", "/rancher/k3s", nil, nil},
+		{"the host's own", "/rancher/k3s", []string{"/dev/sda1 / ext4 rw 0 0", "proc /proc proc rw 0 0", "/dev/sdb1 /home ext4 rw 0 0"}, nil},
+		{"what pods and containers have", "/rancher/k3s", []string{
+			"tmpfs ROOT/kubelet/pods/u/volumes/kubernetes.io~projected/t tmpfs rw 0 0",
+			"overlay ROOT/rancher/k3s/agent/containerd/x overlay rw 0 0", "nsfs ROOT/rancher/k3s/n nsfs rw 0 0",
+		}, nil},
+		{"a share of a pod", "/rancher/k3s", []string{"nas:/x ROOT/kubelet/pods/u/volumes/kubernetes.io~nfs/media nfs4 rw 0 0"}, []string{"ROOT/kubelet/pods/u/volumes/kubernetes.io~nfs/media nfs4"}},
+		{"a disk at the storage", "/rancher/k3s", []string{"/dev/sdb1 ROOT/rancher/k3s/storage xfs rw 0 0"}, []string{"ROOT/rancher/k3s/storage xfs"}},
+		{"a disk for the whole data directory, which K3s owns", "/rancher/k3s", []string{"/dev/sdb1 ROOT/rancher/k3s ext4 rw 0 0"}, nil},
+		{"a neighbour with the same beginning", "/rancher/k3s", []string{"/dev/sdb1 ROOT/rancher/k3s-old/x ext4 rw 0 0"}, nil},
+		{"a dot is a dot", "/rancher/k.s", []string{"/dev/sdb1 ROOT/rancher/k3s/x ext4 rw 0 0"}, nil},
+		{"a plus is a plus", "/rancher/k3s+", []string{"/dev/sdb1 ROOT/rancher/k3s+/storage ext4 rw 0 0"}, []string{"ROOT/rancher/k3s+/storage ext4"}},
+		{"a bracket that no expression closes", "/rancher/k(3[s", []string{"/dev/sdb1 ROOT/rancher/k(3[s/storage ext4 rw 0 0"}, []string{"ROOT/rancher/k(3[s/storage ext4"}},
+		{"white space and backslash, as the kernel writes them", "/my k3s\t\\x", []string{`/dev/sdb1 ROOT/my\040k3s\011\134x/storage ext4 rw 0 0`}, []string{`ROOT/my\040k3s\011\134x/storage ext4`}},
+		{"through a symbolic link", "/link/k3s", []string{"/dev/sdb1 ROOT/rancher/k3s/storage ext4 rw 0 0"}, []string{"ROOT/rancher/k3s/storage ext4"}},
+		{"several", "/rancher/k3s", []string{"a ROOT/kubelet/pods/a cifs rw 0 0", "/dev/sdb1 ROOT/rancher/k3s/storage/x ext4 rw 0 0"}, []string{"ROOT/kubelet/pods/a cifs", "ROOT/rancher/k3s/storage/x ext4"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root, err := filepath.EvalSymlinks(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			own := func(s string) string { return strings.ReplaceAll(s, "ROOT", root) }
+			if err := os.MkdirAll(filepath.Join(root, "rancher/k3s"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("rancher", filepath.Join(root, "link")); err != nil {
+				t.Fatal(err)
+			}
+			in := &Installation{
+				Binary: root + "/bin/k3s", Unit: root + "/k3s.service", DataDir: root + tc.data,
+				Uninstall: root + "/it's uninstall.sh",
+			}
+			file(t, in.Uninstall, `#!/bin/sh
+printf %s "$K3S_DATA_DIR" >"$(dirname "$0")/ran"`)
+			file(t, root+"/mounts", own(strings.Join(tc.mounts, "\n")+"\n"))
+			file(t, root+"/bin/sync", "#!/bin/sh\n")
+
+			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts"))
+			if len(tc.refused) == 0 {
+				got, err := os.ReadFile(root + "/ran")
+				if code != 0 || err != nil || string(got) != in.DataDir {
+					t.Fatalf("exit status %d, K3S_DATA_DIR %q, %v\n%s", code, got, err, stderr)
+				}
+				return
+			}
+			if code != 32 || exists(root+"/ran") {
+				t.Errorf("exit status %d, uninstalled: %t", code, exists(root+"/ran"))
+			}
+			want := "mounted where the uninstall deletes: " + own(strings.Join(tc.refused, "\n")) + "\nunmount it first; nothing was removed\n"
+			if d := cmp.Diff(want, stderr); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestUninstallOutcome(t *testing.T) {
+	for _, tc := range []struct {
+		name, script string
+		left         bool
+		code         int
+	}{
+		{"all gone", "exit 0", false, 0},
+		{"the script fails", "exit 7", false, 7},
+		{"it succeeds and leaves something", "exit 0", true, 33},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			in := &Installation{Binary: root + "/k3s", Unit: root + "/k3s.service", DataDir: root + "/data", Uninstall: root + "/uninstall"}
+			file(t, in.Uninstall, "#!/bin/sh\n"+tc.script)
+			file(t, root+"/mounts", "")
+			file(t, root+"/bin/sync", "#!/bin/sh\n")
+			if tc.left {
+				file(t, in.ServerDir()+"/token", "x")
+			}
+			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts"))
+			if code != tc.code || (tc.left && !strings.Contains(stderr, in.ServerDir()+" is still there")) {
+				t.Errorf("exit status %d\n%s", code, stderr)
+			}
+		})
+	}
+	t.Run("a mount table that cannot be read refuses", func(t *testing.T) {
+		root := t.TempDir()
+		in := &Installation{DataDir: root + "/data", Uninstall: root + "/uninstall"}
+		file(t, in.Uninstall, "#!/bin/sh\ntouch ran")
+		if code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/none")); code != 32 || exists(root+"/ran") {
+			t.Errorf("exit status %d\n%s", code, stderr)
+		}
+	})
+}
+
+// What the install script is given is what the configuration says, byte for byte.
+func TestInstallJobPassesEveryByte(t *testing.T) {
+	c := Config{
+		Args: []string{"--tls-san=it's", "--kubelet-arg=node-labels=a=b c", "--x=$HOME `id` \\ \"q\" *", ""},
+		Env: map[string]string{
+			"K3S_TOKEN": "it's $1 \"quoted\"\\", "CONTAINERD_LOG_LEVEL": "debug", "http_proxy": "http://p:3128", "NO_PROXY": "10.0.0.0/8,fd00::/8",
+			"PATH": "/nowhere", "GODEBUG": "x", "INSTALL_K3S_SKIP_START": "false", "INSTALL_K3S_VERSION": "v0", "HTTP_PROXY_AUTH": "x",
+		},
+	}
+	for _, tc := range []struct {
+		version string
+		want    []string
+	}{
+		{"", []string{"INSTALL_K3S_SKIP_DOWNLOAD=true", "INSTALL_K3S_SKIP_START=true"}},
+		{"v1.34.4+k3s1", []string{"INSTALL_K3S_SKIP_START=true", "INSTALL_K3S_VERSION=v1.34.4+k3s1"}},
+	} {
+		root := t.TempDir()
+		in := &Installation{Binary: root + "/it's bin/k3s"}
+		script := root + "/it's/install.sh"
+		file(t, script, `
+env | grep -E '^(K3S_|CONTAINERD_|INSTALL_|GODEBUG|[A-Za-z]+_(PROXY|proxy))' | sort
+for a in "$@"; do printf '<%s>\n' "$a"; done`)
+		code, stdout, stderr := sh(t, root, in.InstallJob(script, c, tc.version))
+		if code != 0 {
+			t.Fatal(code, stderr)
+		}
+		want := append([]string{"CONTAINERD_LOG_LEVEL=debug", "INSTALL_K3S_BIN_DIR=" + root + "/it's bin"}, tc.want...)
+		want = append(want, `K3S_TOKEN=it's $1 "quoted"\`, "NO_PROXY=10.0.0.0/8,fd00::/8", "http_proxy=http://p:3128",
+			"<server>", "<--tls-san=it's>", "<--kubelet-arg=node-labels=a=b c>", "<--x=$HOME `id` \\ \"q\" *>", "<>")
+		if d := cmp.Diff(want, strings.Split(strings.TrimSpace(stdout), "\n")); d != "" {
+			t.Errorf("version %q: %s", tc.version, d)
+		}
+	}
+}
+
+// Programs of the host, each of which notes its call.
+func TestQuiesce(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		active bool
+		code   int
+		stderr string
+	}{
+		{"stopped", false, 0, ""},
+		{"still active", true, 1, "K3s is still active\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			in := odd()
+			in.Killall = root + "/it's killall"
+			file(t, in.Killall, "#!/bin/sh\necho killall >>"+root+"/calls")
+			is := "exit 3"
+			if tc.active {
+				is = "exit 0"
+			}
+			file(t, root+"/bin/systemctl", "#!/bin/sh\necho systemctl \"$@\" >>"+root+"/calls\ncase $1 in is-active) "+is+" ;; show) echo id ;; esac")
+			file(t, root+"/bin/pgrep", "#!/bin/sh\nexit 1")
+			file(t, root+"/bin/sync", "#!/bin/sh\n")
+			code, _, stderr := sh(t, root, in.Quiesce())
+			if code != tc.code || stderr != tc.stderr {
+				t.Errorf("exit status %d: %s", code, stderr)
+			}
+			calls, _ := os.ReadFile(root + "/calls")
+			if want := "systemctl disable -q k3s\nsystemctl stop k3s\nkillall\nsystemctl is-active --quiet k3s\n"; !strings.HasPrefix(string(calls), want) {
+				t.Errorf("calls:\n%s", calls)
+			}
+		})
+	}
+}

@@ -1,0 +1,231 @@
+// Package plans owns the plan file: its types, defaults, validation, JSON schema and the commented
+// examples beside this source. A plan is the declarative statement of what to migrate, to what, and how to
+// protect it; every other package takes its settings from here and nearly all import this one. The package
+// itself imports none of them and never touches a host: it reads the plan file and looks, on the
+// laptop, for the files that the plan names.
+//
+// The doc comments of the types are what `migrate schema` prints as descriptions, so they speak to
+// whoever writes a plan. After a change, `go generate ./plans` refreshes the schema.
+package plans
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// What a plan file says of itself.
+const (
+	// APIVersion is the apiVersion that this program reads.
+	APIVersion = "dualstack.sunbeam.pt/v1alpha1"
+	// Kind is the kind of a plan file.
+	Kind = "Migration"
+)
+
+// Duration is a length of time as Go writes it: "30m", "1h30m", "90s".
+type Duration = metav1.Duration
+
+// Plan is the declarative description of one migration: which cluster, to which ranges, and how it is protected on the way.
+type Plan struct {
+	// Version of the plan format.
+	APIVersion string `json:"apiVersion" jsonschema:"enum=dualstack.sunbeam.pt/v1alpha1"`
+	// Kind of the file.
+	Kind string `json:"kind" jsonschema:"enum=Migration"`
+	// What the migration is called.
+	Metadata Metadata `json:"metadata"`
+	// What to do.
+	Spec Spec `json:"spec"`
+
+	path   string // absolute path of the file the plan came from; empty when decoded from memory
+	digest string // see Digest; taken before paths are resolved
+}
+
+// Metadata names the migration.
+type Metadata struct {
+	// Name of the migration, an RFC 1123 label. Work directory, journal and backup set carry it.
+	Name string `json:"name" jsonschema:"maxLength=63,pattern=^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"`
+}
+
+// Spec is what the migration does.
+type Spec struct {
+	// Hosts of the cluster. Exactly one, with the role server, for now.
+	Hosts []Host `json:"hosts" jsonschema:"minItems=1,maxItems=1"`
+	// The address ranges that the cluster gets.
+	Network Network `json:"network,omitzero"`
+	// How K3s is installed again.
+	K3s K3s `json:"k3s,omitzero"`
+	// What is kept before anything is removed, and who can read it.
+	Backup Backup `json:"backup"`
+	// What puts the workloads back on the new cluster.
+	Platform Platform `json:"platform"`
+	// Which Services become dual-stack.
+	Services Services `json:"services,omitzero"`
+	// What proves that the cluster is dual-stack.
+	Verify Verify `json:"verify,omitzero"`
+	// Directory of journal, facts and backup set. Relative to the plan file; default "<metadata.name>.migration" beside it.
+	WorkDir string `json:"workDir,omitempty"`
+}
+
+// Role is what a host is in the cluster.
+type Role string
+
+// The roles of a host.
+const (
+	// RoleServer runs the control plane, and workloads.
+	RoleServer Role = "server"
+	// RoleAgent runs workloads only.
+	RoleAgent Role = "agent"
+)
+
+// SSHConfigNone as Host.SSHConfig reads no SSH configuration.
+const SSHConfigNone = "none"
+
+// Host is a machine of the cluster and how to reach it over SSH.
+type Host struct {
+	// Name of the host in messages and in the journal, a DNS name. Best the name of its Kubernetes node.
+	Name string `json:"name" jsonschema:"maxLength=253,pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+	// Role of the host in the cluster. Default "server".
+	Role Role `json:"role,omitempty" jsonschema:"enum=server,default=server"`
+	// Address to connect to: an IP address, a DNS name, or an alias of the SSH configuration.
+	Address string `json:"address" jsonschema:"minLength=1"`
+	// TCP port of the SSH server. Default: the SSH configuration's, otherwise 22.
+	Port int `json:"port,omitempty" jsonschema:"minimum=1,maximum=65535"`
+	// User to log in as. Default: the SSH configuration's, otherwise root.
+	User string `json:"user,omitempty"`
+	// Private key files to offer, before the agent's keys. Default: the SSH configuration's.
+	IdentityFiles []string `json:"identityFiles,omitempty" jsonschema:"minLength=1"`
+	// Files with known host keys. Default ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts, as far as they exist.
+	KnownHosts []string `json:"knownHosts,omitempty" jsonschema:"minLength=1"`
+	// Whether commands become root by "sudo -n". Needed when the user is not root.
+	Sudo bool `json:"sudo,omitempty"`
+	// Hosts to go through, as ssh's ProxyJump: [user@]host[:port] or an alias, several separated by commas.
+	JumpHost string `json:"jumpHost,omitempty"`
+	// SSH configuration file to read. Default ~/.ssh/config; "none" reads none.
+	SSHConfig string `json:"sshConfig,omitempty"`
+}
+
+// Network is what the cluster's network becomes. Every list of ranges or addresses holds IPv4 first, IPv6 second.
+type Network struct {
+	// Ranges of the pods, one IPv4 and one IPv6. Default 10.42.0.0/16 and fd42::/48.
+	ClusterCIDR []string `json:"clusterCIDR,omitempty" jsonschema:"minItems=2,maxItems=2,pattern=^[0-9A-Fa-f.:]+/[0-9]+$,default=10.42.0.0/16,default=fd42::/48"`
+	// Ranges of the Services, one IPv4 and one IPv6. Default 10.43.0.0/16 and fd43::/108.
+	ServiceCIDR []string `json:"serviceCIDR,omitempty" jsonschema:"minItems=2,maxItems=2,pattern=^[0-9A-Fa-f.:]+/[0-9]+$,default=10.43.0.0/16,default=fd43::/108"`
+	// Whether pods reach the IPv6 internet through the node's address. Default true; needed unless the pod range is routed.
+	FlannelIPv6Masq *bool `json:"flannelIPv6Masq,omitempty" jsonschema:"default=true"`
+	// Addresses of the node, one IPv4 and one IPv6. Default: found by the survey.
+	NodeIP []string `json:"nodeIP,omitempty" jsonschema:"minItems=2,maxItems=2"`
+	// Addresses of the cluster's DNS Service, inside the Service ranges. Default: K3s's choice, the tenth address.
+	ClusterDNS []string `json:"clusterDNS,omitempty" jsonschema:"minItems=1,maxItems=2"`
+}
+
+// Identity says whether clients recognise the new cluster as the old one.
+type Identity string
+
+// The choices of identity.
+const (
+	// IdentityPreserve keeps CAs, service-account key, token and node password.
+	IdentityPreserve Identity = "preserve"
+	// IdentityNew lets K3s create them anew; every kubeconfig and token in use becomes invalid.
+	IdentityNew Identity = "new"
+)
+
+// VersionKeep as K3s.Version installs the version that was found.
+const VersionKeep = "keep"
+
+// DefaultInstallScript is where K3s's installer comes from unless the plan says otherwise.
+const DefaultInstallScript = "https://get.k3s.io"
+
+// K3s is how K3s is installed again.
+type K3s struct {
+	// Version to install: "keep" for the one that is found, or a release such as v1.34.4+k3s1. Default "keep".
+	Version string `json:"version,omitempty" jsonschema:"pattern=^(keep|v[0-9]+[.][0-9]+[.][0-9]+(-[0-9A-Za-z.-]+)?([+]k3s[0-9]+)?)$,default=keep"`
+	// The installer: a URL, or a file beside the plan. Default https://get.k3s.io.
+	InstallScript string `json:"installScript,omitempty" jsonschema:"default=https://get.k3s.io"`
+	// Further arguments of "k3s server", after those found on the host. Settings of spec.network, and "disable", have their own fields.
+	ExtraArgs []string `json:"extraArgs,omitempty" jsonschema:"minLength=1"`
+	// Packaged components to leave out, in addition to those left out already.
+	Disable []string `json:"disable,omitempty" jsonschema:"pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+	// "preserve" keeps CAs, service-account key, token and node password, so that kubeconfigs stay valid; "new" creates them anew. Default "preserve".
+	Identity Identity `json:"identity,omitempty" jsonschema:"enum=preserve,enum=new,default=preserve"`
+}
+
+// Backup is what is kept before anything is removed, and who can read it.
+type Backup struct {
+	// Who can read the backup set.
+	Encryption Encryption `json:"encryption"`
+	// The contents of persistent volumes.
+	Volumes BackupVolumes `json:"volumes,omitzero"`
+	// TLS secrets, put back before the platform is.
+	TLSSecrets BackupTLSSecrets `json:"tlsSecrets,omitzero"`
+	// The export of all API objects.
+	Objects BackupObjects `json:"objects,omitzero"`
+}
+
+// Encryption says who can read the backup set. Every sensitive artifact is encrypted with age.
+type Encryption struct {
+	// Public keys that the backup set is encrypted to: age1…, ssh-ed25519 … or ssh-rsa ….
+	Recipients []string `json:"recipients" jsonschema:"minItems=1,pattern=^(age1|ssh-)"`
+	// Private key files that open the set. The gate proves with them that the set can be read; the restore reads with them.
+	Identities []string `json:"identities" jsonschema:"minItems=1,minLength=1"`
+}
+
+// BackupVolumes is how the contents of persistent volumes are kept.
+type BackupVolumes struct {
+	// Claims whose contents are not kept, as namespace/claim.
+	Exclude []string `json:"exclude,omitempty" jsonschema:"pattern=^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+	// Volumes streamed at the same time. Default 3.
+	Concurrency int `json:"concurrency,omitempty" jsonschema:"minimum=1,maximum=16,default=3"`
+}
+
+// BackupTLSSecrets is which secrets are put back before the platform is.
+type BackupTLSSecrets struct {
+	// Label selectors of secrets to keep besides those of type kubernetes.io/tls, for example ACME account keys.
+	Selectors []string `json:"selectors,omitempty" jsonschema:"minLength=1"`
+}
+
+// BackupObjects is what the export of API objects leaves out.
+type BackupObjects struct {
+	// Resources left out, as resource or resource.group. Default events and events.events.k8s.io.
+	ExcludeResources []string `json:"excludeResources,omitzero" jsonschema:"pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$,default=events,default=events.events.k8s.io"`
+}
+
+// Platform is the command that deploys the workloads again, run on the laptop with a KUBECONFIG for the new cluster.
+type Platform struct {
+	// Program and arguments; no shell is involved.
+	Command []string `json:"command" jsonschema:"minItems=1"`
+	// Directory to run it in. Default: the plan file's.
+	Directory string `json:"directory,omitempty"`
+	// Environment variables to add. KUBECONFIG is set by the migration.
+	Environment map[string]string `json:"environment,omitempty"`
+	// How long the command may take. Default 30m.
+	Timeout Duration `json:"timeout,omitzero" jsonschema:"default=30m"`
+}
+
+// ServicePolicy is the ipFamilyPolicy that Services are given.
+type ServicePolicy string
+
+// The policies.
+const (
+	// ServicesPreferDualStack sets PreferDualStack.
+	ServicesPreferDualStack ServicePolicy = "PreferDualStack"
+	// ServicesRequireDualStack sets RequireDualStack.
+	ServicesRequireDualStack ServicePolicy = "RequireDualStack"
+	// ServicesKeep changes no Service.
+	ServicesKeep ServicePolicy = "Keep"
+)
+
+// Services is which Services become dual-stack.
+type Services struct {
+	// ipFamilyPolicy that eligible Services are given; "Keep" changes none. Default "PreferDualStack".
+	Policy ServicePolicy `json:"policy,omitempty" jsonschema:"enum=PreferDualStack,enum=RequireDualStack,enum=Keep,default=PreferDualStack"`
+	// Services that stay as they are, as namespace/name.
+	Exclude []string `json:"exclude,omitempty" jsonschema:"pattern=^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+}
+
+// Verify is what proves that the cluster is dual-stack.
+type Verify struct {
+	// URLs that a pod must reach over IPv6, and over IPv4.
+	EgressURLs []string `json:"egressURLs,omitempty" jsonschema:"pattern=^https?://[^/]+"`
+	// DNS names of the cluster's own sites, which pods must reach.
+	Hostnames []string `json:"hostnames,omitempty" jsonschema:"pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+	// How long workloads and checks may take to become good. Default 5m.
+	Timeout Duration `json:"timeout,omitzero" jsonschema:"default=5m"`
+}

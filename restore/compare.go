@@ -1,0 +1,254 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"path"
+	"strings"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/backup/index"
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+// Difference is one entry of a volume that is not as it was taken.
+type Difference struct {
+	// Path is relative to the volume; "" is the volume's directory itself.
+	Path string
+	// What says in words how it differs.
+	What string
+	// WrittenSince says that the host's file system shows a change after the
+	// restore, so that the difference is a workload's work and no loss.
+	WrittenSince bool
+}
+
+func (d Difference) String() string {
+	if d.WrittenSince {
+		return fmt.Sprintf("%q %s (written since)", d.Path, d.What)
+	}
+	return fmt.Sprintf("%q %s", d.Path, d.What)
+}
+
+// maxDifferences is how many Compare lists of each sort; more are counted only.
+const maxDifferences = 100
+
+// Differences is the result of Compare.
+type Differences struct {
+	// Lost lists entries that differ without having been written since the
+	// restore; Written lists those that were. Each holds the first 100.
+	Lost, Written []Difference
+	// LostTotal and WrittenTotal count all of them.
+	LostTotal, WrittenTotal int64
+	// Entries is how many entries the volume had when it was taken.
+	Entries int64
+}
+
+// Equal tells that nothing was lost, whatever was written since.
+func (d Differences) Equal() bool { return d.LostTotal == 0 }
+
+func (d *Differences) add(x Difference) {
+	list, total := &d.Lost, &d.LostTotal
+	if x.WrittenSince {
+		list, total = &d.Written, &d.WrittenTotal
+	}
+	*total++
+	if len(*list) < maxDifferences {
+		*list = append(*list, x)
+	}
+}
+
+// Compare compares a volume on the host with what was taken of it: names,
+// metadata, contents and hard links. What the host wrote after the restore (or, when
+// the volume was never restored, after it was taken) is told apart by the
+// change times of the host's file system. Workloads may run.
+func Compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set) (Differences, error) {
+	mark, err := readMark(ctx, host, vol, set)
+	if err != nil {
+		return Differences{}, err
+	}
+	since := mark
+	if since == "" {
+		since = set.TakenAt(vol)
+	}
+	return compare(ctx, host, vol, set, vol.Path, since)
+}
+
+// compare compares the directory dir. An empty since says that nobody writes
+// there, and no difference is explained away.
+func compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string) (Differences, error) {
+	var diffs Differences
+	fail := func(doing string, err error) (Differences, error) {
+		return Differences{}, fmt.Errorf("host %s: volume %s: %s: %w", host.Name(), vol.ID, doing, err)
+	}
+	if err := compareMetadata(ctx, host, vol, set, dir, since, &diffs); err != nil {
+		return fail("comparing names and metadata", err)
+	}
+	if err := compareContents(ctx, host, vol, set, dir, since, &diffs); err != nil {
+		return fail("comparing contents", err)
+	}
+	idx, _ := set.Artifact(vol.Index())
+	links, err := backup.HostLinks(ctx, host, dir, vol.StateDir())
+	if err != nil {
+		return fail("comparing hard links", err)
+	}
+	// Which group changed is not known, so a change after the restore can
+	// only be told by there being any.
+	if want := idx.Meta[backup.MetaLinks]; links.String() != want {
+		diffs.add(Difference{What: fmt.Sprintf("hard links are %s instead of %s", links, want), WrittenSince: diffs.WrittenTotal > 0})
+	}
+	return diffs, nil
+}
+
+// touched remembers for the directories above the current entry whether they
+// were changed after the restore.
+type touched []struct {
+	path  string
+	since bool
+}
+
+// above drops what is not above p and tells whether the nearest directory
+// that exists was changed.
+func (t *touched) above(p string) bool {
+	for len(*t) > 0 {
+		last := (*t)[len(*t)-1]
+		if last.path == "" || strings.HasPrefix(p, last.path+"/") {
+			return last.since
+		}
+		*t = (*t)[:len(*t)-1]
+	}
+	return false
+}
+
+func compareMetadata(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string, diffs *Differences) error {
+	next, stop := iter.Pull2(set.Volume(vol))
+	defer stop()
+	want := pulled{next: next}
+	return backup.HostList(ctx, host, vol.StateDir(), "compare", "cd -- "+remote.Quote(dir)+`
+stage find list_tree | stage order to_order | stage sort in_order | stage back from_order
+`+failWhen(since == "", "find order sort back", "order sort back"), func(r io.Reader) error {
+		var dirs touched
+		return index.Merge(func(p string, recs []*index.Record) error {
+			expected := want.current(recs[0])
+			if recs[0] != nil {
+				diffs.Entries++
+			}
+			if recs[1] == nil {
+				diffs.add(Difference{Path: p, What: "is missing", WrittenSince: dirs.above(p)})
+				return nil
+			}
+			got, err := index.ParseHost(*recs[1])
+			if err != nil {
+				return err
+			}
+			changed := since != "" && index.Later(got.CTime, since)
+			dirs.above(p)
+			if got.Type == 'd' {
+				dirs = append(dirs, struct {
+					path  string
+					since bool
+				}{p, changed})
+			}
+			if recs[0] == nil {
+				diffs.add(Difference{Path: p, What: "was not there", WrittenSince: changed})
+				return nil
+			}
+			if what := expected.Differs(got); what != "" {
+				diffs.add(Difference{Path: p, What: what, WrittenSince: changed})
+			}
+			return nil
+		}, &want, index.NewReader(r))
+	})
+}
+
+// pulled turns expected entries into a list for index.Merge and keeps the entry itself.
+type pulled struct {
+	next func() (backup.Expected, error, bool)
+	last backup.Expected
+}
+
+func (p *pulled) Next() (index.Record, error) {
+	x, err, ok := p.next()
+	if !ok {
+		return index.Record{}, io.EOF
+	}
+	p.last = x
+	return index.Record{Path: x.Path}, err
+}
+
+// current is the entry of rec, which index.Merge visits before it asks for the next one.
+func (p *pulled) current(rec *index.Record) backup.Expected {
+	if rec == nil {
+		return backup.Expected{}
+	}
+	return p.last
+}
+
+// contents is shell: the SHA-256 sums of all regular files in order.
+const contents = `
+stage find list_files | stage order to_order | stage sort in_order | stage back from_order |
+	stage dots sed -z 's|^|./|' | stage sum xargs -0 -r sha256sum -z -- 2>"$run/err" |
+	stage form sed -z 's|^\([0-9a-f]*\) [ *]\./\(.*\)$|\2//\1|'
+`
+
+func compareContents(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string, diffs *Differences) error {
+	next, stop := iter.Pull2(set.Volume(vol))
+	defer stop()
+	want := pulled{next: next}
+	body := "cd -- " + remote.Quote(dir) + "\n"
+	if since == "" {
+		body += `list_files() { find . -xdev -type f -printf '%P\0'; }` + contents + `
+if [ -s "$run/err" ]; then head -c 2000 "$run/err" >&2; exit 1; fi
+` + failWhen(true, "find order sort back dots sum form", "")
+	} else {
+		// What was changed since is a difference already, and what vanishes now
+		// has changed, too.
+		body += `list_files() { find . -xdev -type f ! -newerct ` + remote.Quote("@"+since) + ` -printf '%P\0'; }` + contents + `
+if grep -v 'No such file or directory$' "$run/err" >&2; then exit 1; fi
+` + failWhen(false, "", "order sort back dots form")
+	}
+	return backup.HostList(ctx, host, vol.StateDir(), "contents", body, func(r io.Reader) error {
+		return index.Merge(func(p string, recs []*index.Record) error {
+			expected := want.current(recs[0])
+			switch {
+			case recs[0] == nil || expected.Sum == "":
+			case recs[1] == nil:
+				if since == "" {
+					diffs.add(Difference{Path: p, What: "could not be read"})
+				}
+			case recs[1].Fields != expected.Sum:
+				diffs.add(Difference{Path: p, What: fmt.Sprintf("has the content SHA-256 %s instead of %s", recs[1].Fields, expected.Sum)})
+			}
+			return nil
+		}, &want, index.NewReader(r))
+	})
+}
+
+// failWhen is shell: ends the script when one of the stages failed.
+func failWhen(strict bool, all, some string) string {
+	if !strict {
+		all = some
+	}
+	return `bad=$(failed ` + all + `)
+[ -z "$bad" ] || { echo "reading the volume failed:$bad" >&2; exit 1; }
+`
+}
+
+func markFile(vol backup.VolumeRef) string { return path.Join(vol.StateDir(), "restored") }
+
+// readMark gives the host's time at which vol was restored from this very set;
+// "" when it was not.
+func readMark(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set) (string, error) {
+	q := remote.Quote(markFile(vol))
+	out, err := host.Output(ctx, "[ ! -e "+q+" ] || { cat "+q+"; find "+q+" -printf '%T@\\n'; }")
+	if err != nil {
+		return "", fmt.Errorf("host %s: volume %s: reading when it was restored: %w", host.Name(), vol.ID, err)
+	}
+	sum, when, _ := strings.Cut(out, "\n")
+	idx, ok := set.Artifact(vol.Index())
+	if !ok || sum != idx.ContentSHA256 {
+		return "", nil
+	}
+	return when, nil
+}

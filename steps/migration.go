@@ -1,0 +1,357 @@
+package steps
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/cluster"
+	"sunbeam.pt/k3s-dualstack/k3s"
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/preflight"
+	"sunbeam.pt/k3s-dualstack/progress"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/survey"
+	"sunbeam.pt/k3s-dualstack/verify"
+)
+
+// Files in the work directory.
+const (
+	factsFile   = "facts.json"
+	journalFile = "journal.jsonl"
+	lockFile    = "lock"
+	setDir      = "backup"
+	reportFile  = "verify.json"
+)
+
+// Migration is one plan being carried out, or looked at. Connections are made
+// when they are first needed and closed by [Migration.Close].
+type Migration struct {
+	Plan     *plans.Plan
+	Progress *progress.Reporter
+	// Output gets what the platform command prints.
+	Output io.Writer
+	// Ask gets the passphrases of protected key files; nil where nobody can be
+	// asked.
+	Ask remote.AskFunc
+
+	// Facts are nil until the survey has taken them.
+	Facts *survey.Facts
+	// Findings are preflight's, once it ran.
+	Findings []preflight.Finding
+	// Report is the verification's, once it ran.
+	Report *verify.Report
+
+	// proven is set once this process has proven the whole set, as it then was.
+	proven bool
+	// looked is set once this process has taken the last look.
+	looked bool
+	quiet  sync.Mutex // serialises stopping K3s again
+	mu     sync.Mutex // guards what follows
+	host   *remote.Host
+	client *cluster.Client
+	set    *backup.Set
+}
+
+// New prepares a migration; facts that an earlier run kept are read again.
+func New(plan *plans.Plan, p *progress.Reporter, output io.Writer) (*Migration, error) {
+	m := &Migration{Plan: plan, Progress: p, Output: output}
+	data, err := os.ReadFile(m.file(factsFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return m, nil
+	case err != nil:
+		return nil, fmt.Errorf("reading the facts of the run: %w", err)
+	}
+	m.Facts = &survey.Facts{}
+	if err := json.Unmarshal(data, m.Facts); err != nil {
+		return nil, fmt.Errorf("reading the facts of the run in %s: %w: the run cannot be continued without them; restore the file from where the work directory is kept", m.file(factsFile), err)
+	}
+	return m, nil
+}
+
+// Close ends the connections.
+func (m *Migration) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.host == nil {
+		return nil
+	}
+	err := m.host.Close()
+	m.host, m.client = nil, nil
+	return err
+}
+
+func (m *Migration) file(name string) string { return filepath.Join(m.Plan.Spec.WorkDir, name) }
+
+// JournalPath is where the run's memory lies on the laptop.
+func (m *Migration) JournalPath() string { return m.file(journalFile) }
+
+// LockPath is the laptop's half of the lock.
+func (m *Migration) LockPath() string { return m.file(lockFile) }
+
+// Host is the connection to the server.
+func (m *Migration) Host(ctx context.Context) (*remote.Host, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.host == nil {
+		h, err := remote.Dial(ctx, m.Plan.Server(), remote.AskPassphrase(m.Ask))
+		if err != nil {
+			return nil, err
+		}
+		m.host = h
+	}
+	return m.host, nil
+}
+
+// Client is the API of the cluster that runs on the host now.
+func (m *Migration) Client(ctx context.Context, in *k3s.Installation) (*cluster.Client, error) {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.client == nil {
+		kubeconfig, err := h.ReadFile(ctx, in.Kubeconfig())
+		if err != nil {
+			return nil, fmt.Errorf("host %s: reading the cluster's kubeconfig: %w", h.Name(), err)
+		}
+		if m.client, err = cluster.Connect(h, kubeconfig); err != nil {
+			return nil, fmt.Errorf("host %s: %s: %w", h.Name(), in.Kubeconfig(), err)
+		}
+	}
+	return m.client, nil
+}
+
+// forgetClient makes the next use read the kubeconfig anew: a rebuilt server
+// has other client certificates.
+func (m *Migration) forgetClient() {
+	m.mu.Lock()
+	m.client = nil
+	m.mu.Unlock()
+}
+
+// rebuilt is the API of the new cluster.
+func (m *Migration) rebuilt(ctx context.Context) (*cluster.Client, error) {
+	return m.Client(ctx, m.Facts.K3s)
+}
+
+// hasSet tells whether a backup set was begun, without beginning one.
+func (m *Migration) hasSet() bool {
+	_, err := os.Stat(m.file(setDir))
+	return err == nil
+}
+
+// Set is the backup set in the work directory.
+func (m *Migration) Set() (*backup.Set, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.set == nil {
+		e := m.Plan.Spec.Backup.Encryption
+		s, err := backup.OpenAsking(m.file(setDir), e.Recipients, e.Identities, backup.Passphrase(m.Ask))
+		if err != nil {
+			return nil, err
+		}
+		m.set = s
+	}
+	return m.set, nil
+}
+
+// hostAndSet are the two ends of every transfer.
+func (m *Migration) hostAndSet(ctx context.Context) (*remote.Host, *backup.Set, error) {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	set, err := m.Set()
+	return h, set, err
+}
+
+// Bind is what the run is bound to from its first backup on: what the cluster
+// becomes and what is kept of it. How the host is reached, the platform's
+// command, the verification and the private keys may be mended meanwhile.
+func (m *Migration) Bind() runner.Bind {
+	spec := m.Plan.Spec
+	text := func(v any) string {
+		data, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // plain data: cannot fail
+		}
+		return string(data)
+	}
+	return runner.Bind{Plan: m.Plan.Metadata.Name, Extra: map[string]string{
+		"spec.hosts[0].name":                m.Plan.Server().Name,
+		"spec.network":                      text(spec.Network),
+		"spec.k3s.version":                  spec.K3s.Version,
+		"spec.k3s.disable":                  text(spec.K3s.Disable),
+		"spec.k3s.extraArgs":                withoutSecretArgs(spec.K3s.ExtraArgs),
+		"spec.k3s.identity":                 string(spec.K3s.Identity),
+		"spec.backup.volumes.exclude":       text(spec.Backup.Volumes.Exclude),
+		"spec.backup.tlsSecrets":            text(spec.Backup.TLSSecrets),
+		"spec.backup.objects":               text(spec.Backup.Objects),
+		"spec.backup.encryption.recipients": text(spec.Backup.Encryption.Recipients),
+	}}
+}
+
+// withoutSecretArgs replaces arguments by their digest: some of K3s's flags hold
+// secrets, and the journal is not encrypted.
+func withoutSecretArgs(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(strings.Join(args, "\x00")))
+	return fmt.Sprintf("%d arguments with SHA-256 %x", len(args), sum)
+}
+
+// Survey takes the facts without keeping them.
+func (m *Migration) Survey(ctx context.Context) (*survey.Facts, error) {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in, err := k3s.Read(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if err := usable(h, in); err != nil {
+		return nil, err
+	}
+	c, err := m.Client(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	return survey.Take(ctx, h, c, in, m.Plan)
+}
+
+// InhibitedError says that preflight forbids the run.
+type InhibitedError struct{ Findings []preflight.Finding }
+
+func (e *InhibitedError) Error() string {
+	n := 0
+	for _, f := range e.Findings {
+		if f.Severity == preflight.Inhibitor {
+			n++
+		}
+	}
+	if n == 1 {
+		return "1 finding forbids the migration; nothing was changed"
+	}
+	return fmt.Sprintf("%d findings forbid the migration; nothing was changed", n)
+}
+
+// usable refuses a host whose API server cannot be asked, in the words of a
+// finding: everything else that preflight looks at needs the API.
+func usable(h *remote.Host, in *k3s.Installation) error {
+	partial := &survey.Facts{K3s: in, Host: survey.Host{Name: h.Name()}}
+	if findings := preflight.Installed(partial); preflight.Inhibited(findings) {
+		return &InhibitedError{Findings: findings}
+	}
+	return nil
+}
+
+// Check runs preflight over the facts.
+func (m *Migration) Check() error {
+	laptop := preflight.Laptop{WorkDir: m.Plan.Spec.WorkDir}
+	var err error
+	if laptop.Free, err = free(m.Plan.Spec.WorkDir); err != nil {
+		return fmt.Errorf("laptop: measuring the space below %s: %w", m.Plan.Spec.WorkDir, err)
+	}
+	m.Findings = preflight.Check(m.Plan, m.Facts, laptop)
+	if preflight.Inhibited(m.Findings) {
+		return &InhibitedError{Findings: m.Findings}
+	}
+	return nil
+}
+
+// keep writes a file of the work directory, durably.
+func (m *Migration) keep(name string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.Plan.Spec.WorkDir, 0o700); err != nil {
+		return fmt.Errorf("laptop: making the work directory: %w", err)
+	}
+	if err := renameio.WriteFile(m.file(name), append(data, '\n'), 0o600, renameio.IgnoreUmask()); err != nil {
+		return fmt.Errorf("laptop: keeping %s: %w", m.file(name), err)
+	}
+	return nil
+}
+
+func (m *Migration) onHost() runner.Target {
+	return runner.Target{Kind: runner.Host, Name: m.Plan.Server().Name}
+}
+
+func (m *Migration) onCluster() runner.Target {
+	return runner.Target{Kind: runner.Cluster, Name: m.Plan.Metadata.Name}
+}
+
+func (m *Migration) onLaptop() runner.Target { return runner.Target{Kind: runner.Laptop} }
+
+// job runs a script on the host as a detached job and waits for it, over lost
+// connections; its output is kept there until the job is forgotten. A job of
+// that name that was started before, by this process or another, is attached to.
+func (m *Migration) job(ctx context.Context, name, label, script string) error {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	t := m.Progress.Wait(label)
+	defer t.Done()
+	if err := h.StartJob(ctx, name, script); err != nil {
+		return fmt.Errorf("host %s: starting job %s: %w", h.Name(), name, err)
+	}
+	tail := &lastLines{}
+	err = h.WaitJob(ctx, name, tail)
+	if err == nil {
+		return h.ForgetJob(ctx, name)
+	}
+	var exit *remote.ExitError
+	if errors.As(err, &exit) || errors.Is(err, remote.ErrJobLost) {
+		// It ended and did not do its work: the next run starts it anew.
+		if ferr := h.ForgetJob(ctx, name); ferr != nil {
+			err = errors.Join(err, ferr)
+		}
+		return fmt.Errorf("host %s: job %s: %w; the end of its output:\n%s", h.Name(), name, err, tail)
+	}
+	return fmt.Errorf("host %s: waiting for job %s: %w: the job goes on without this connection; `migrate run` attaches to it again", h.Name(), name, err)
+}
+
+// lastLines keeps the end of an output.
+type lastLines struct{ buf []byte }
+
+const lastLinesMax = 4096
+
+func (l *lastLines) Write(p []byte) (int, error) {
+	l.buf = append(l.buf, p...)
+	if len(l.buf) > lastLinesMax {
+		l.buf = append([]byte(nil), l.buf[len(l.buf)-lastLinesMax:]...)
+	}
+	return len(p), nil
+}
+
+func (l *lastLines) String() string { return string(l.buf) }
+
+// apiDeadline bounds the waits for the API and the node after a start.
+const apiDeadline = 5 * time.Minute
+
+// releaseDeadline bounds what is still done after an interrupt: a lock given up,
+// a line mirrored.
+const releaseDeadline = 10 * time.Second
+
+// SetDir is where the backup set lies.
+func (m *Migration) SetDir() string { return m.file(setDir) }

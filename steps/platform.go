@@ -1,0 +1,121 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"sunbeam.pt/k3s-dualstack/restore"
+	"sunbeam.pt/k3s-dualstack/runner"
+)
+
+// workloadsDeadline bounds the wait for everything to be available after the
+// platform was deployed: images are pulled again.
+const workloadsDeadline = 15 * time.Minute
+
+// platform deploys the workloads again, from where they came from the first
+// time: the plan's command, and the admin's own files in K3s's manifests.
+func (m *Migration) platform(context.Context) ([]runner.Action, error) {
+	p := m.Plan.Spec.Platform
+	var actions []runner.Action
+	if _, manifests := m.Facts.K3s.Skips(); len(manifests) > 0 {
+		actions = append(actions, runner.Action{
+			Name: "manifests", Target: m.onHost(),
+			Summary: fmt.Sprintf("Put back the admin's files (%d) in K3s's manifests directory, which K3s applies", len(manifests)),
+			Command: "cp … " + m.Facts.K3s.ServerDir() + "/manifests/",
+			Run: func(ctx context.Context) (any, error) {
+				h, set, err := m.hostAndSet(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return nil, restore.Tree(ctx, h, set, k3sState, m.Progress, manifests...)
+			},
+		})
+	}
+	actions = append(actions, runner.Action{
+		Name: "up", Target: m.onLaptop(),
+		Summary: "Run the platform's own deployment, with a KUBECONFIG that goes through the SSH connection",
+		Command: "KUBECONFIG=… " + strings.Join(p.Command, " "),
+		Run:     func(ctx context.Context) (any, error) { return nil, m.platformUp(ctx) },
+	}, runner.Action{
+		Name: "workloads", Target: m.onCluster(),
+		Summary: "Wait until every Deployment, StatefulSet and DaemonSet is available",
+		Command: "kubectl rollout status …",
+		Run: func(ctx context.Context) (any, error) {
+			ctx, cancel := context.WithTimeout(ctx, workloadsDeadline)
+			defer cancel()
+			c, err := m.rebuilt(ctx)
+			if err != nil {
+				return nil, err
+			}
+			t := m.Progress.Wait("Waiting for workloads")
+			defer t.Done()
+			return nil, c.WaitWorkloads(ctx, t)
+		},
+	})
+	return append(actions, m.release()...), nil
+}
+
+func (m *Migration) kubeconfig() string { return m.file("kubeconfig") }
+
+func (m *Migration) platformUp(ctx context.Context) error {
+	p := m.Plan.Spec.Platform
+	c, err := m.rebuilt(ctx)
+	if err != nil {
+		return err
+	}
+	kubeconfig, stop, err := c.Forward(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	// It holds the cluster's admin credentials: it exists for as long as the
+	// command runs.
+	file := m.kubeconfig()
+	if err := renameio.WriteFile(file, kubeconfig, 0o600, renameio.IgnoreUmask()); err != nil {
+		return fmt.Errorf("laptop: writing the platform command's kubeconfig: %w", err)
+	}
+	defer os.Remove(file)
+
+	ctx, cancel := context.WithTimeoutCause(ctx, p.Timeout.Duration, fmt.Errorf("spec.platform.timeout of %s passed", p.Timeout.Duration))
+	defer cancel()
+	cmd := exec.CommandContext(ctx, p.Command[0], p.Command[1:]...)
+	cmd.Dir = p.Directory
+	cmd.Env = os.Environ()
+	for _, name := range slices.Sorted(maps.Keys(p.Environment)) {
+		cmd.Env = append(cmd.Env, name+"="+p.Environment[name])
+	}
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+file)
+	// A process group of its own: whatever the command started ends with it.
+	cmd.SysProcAttr = ownGroup()
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	tail := &lastLines{}
+	out := io.MultiWriter(m.Output, tail)
+	cmd.Stdout, cmd.Stderr = out, out
+	// The kernel ends the child when the thread that started it ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err = cmd.Run()
+	if cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			err = cause
+		}
+		return fmt.Errorf("spec.platform.command %q: %w; the end of its output:\n%s\nthe cluster is dual-stack and its volumes and secrets are back: repair what the output names, then `migrate run` repeats the command", strings.Join(p.Command, " "), err, tail)
+	}
+	return nil
+}

@@ -1,0 +1,9 @@
+package steps
+
+import "syscall"
+
+// ownGroup starts a process as the leader of its own group, and has the kernel
+// end it should migrate be killed.
+func ownGroup() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}

@@ -1,0 +1,186 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/runner"
+)
+
+// quiesce ends everything that writes. The workloads' objects are left as they
+// are, so that the datastore which is kept next starts the same cluster again.
+func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
+	in := m.Facts.K3s
+	return []runner.Action{{
+		Name: "refresh", Target: m.onCluster(),
+		Summary: "See that nothing moved since the survey; export objects, secrets and configuration as they are now",
+		Command: "kubectl get pv && kubectl get secrets -A --field-selector type=kubernetes.io/tls -o yaml > tls-backup.yaml",
+		Run:     func(ctx context.Context) (any, error) { return nil, m.refresh(ctx) },
+		Done: func(ctx context.Context) (bool, error) {
+			// Once K3s was stopped there is nobody to ask; "stop" comes after
+			// this, so that then it was done.
+			h, err := m.Host(ctx)
+			if err != nil {
+				return false, err
+			}
+			return in.Quiesced(ctx, h)
+		},
+	}, {
+		Name: "stop", Target: m.onHost(),
+		Summary: "Stop K3s, ask containers to end, then kill what is left",
+		Command: "systemctl stop " + in.UnitName() + " && " + in.Killall,
+		Run: func(ctx context.Context) (any, error) {
+			return nil, m.job(ctx, "quiesce", "Stopping K3s and its containers", in.Quiesce())
+		},
+		Done: func(ctx context.Context) (bool, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return false, err
+			}
+			return in.Quiesced(ctx, h)
+		},
+	}}, nil
+}
+
+// refresh makes what was exported while the cluster ran current again: between
+// the first export and the stop a person may have taken days, and cert-manager
+// may have renewed. What a refresh cannot cover stops the run.
+func (m *Migration) refresh(ctx context.Context) error {
+	now, err := m.Survey(ctx)
+	if err != nil {
+		return err
+	}
+	if moved := m.Facts.Moved(now); len(moved) > 0 {
+		return fmt.Errorf("the cluster is no longer the one that was surveyed at %s:\n  %s\nit runs as before; to begin anew with what is there now, move %s away and run again",
+			m.Facts.Taken.Local().Format(time.DateTime), strings.Join(moved, "\n  "), m.Plan.Spec.WorkDir)
+	}
+	if _, err := m.keepObjects(ctx); err != nil {
+		return err
+	}
+	if _, err := m.keepSecrets(ctx); err != nil {
+		return err
+	}
+	if err := m.keepTree(ctx, k3sFiles, now.K3s.Files()); err != nil {
+		return err
+	}
+	if err := m.keep(factsFile, now); err != nil {
+		return err
+	}
+	m.Facts = now
+	return nil
+}
+
+// freeze backs up what could not be had while the cluster ran: the datastore,
+// and what the volumes' files became since their first pass.
+func (m *Migration) freeze(context.Context) ([]runner.Action, error) {
+	in := m.Facts.K3s
+	actions := []runner.Action{{
+		Name: "storage", Target: m.onHost(),
+		Summary: "See that the volumes' storage holds nothing that is in no backup",
+		Command: "ls " + remote.Quote(in.Storage()),
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.stillQuiet(ctx)
+			if err != nil {
+				return nil, err
+			}
+			unknown, err := m.Facts.Unknown(ctx, h)
+			if err != nil {
+				return nil, err
+			}
+			if len(unknown) > 0 {
+				return nil, fmt.Errorf("host %s: the uninstall would delete what is in no backup: %s; move it out of %s, or start K3s again (`systemctl enable --now %s`) and begin anew with another work directory",
+					h.Name(), strings.Join(unknown, ", "), in.Storage(), in.UnitName())
+			}
+			return nil, nil
+		},
+	}, {
+		Name: k3sDatabase, Target: m.onHost(),
+		Summary: "Keep K3s's datastore and its write-ahead log",
+		Command: fmt.Sprintf("cp %s …", remote.Quote(in.Database(), in.Database()+"-wal")),
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.stillQuiet(ctx)
+			if err != nil {
+				return nil, err
+			}
+			set, err := m.Set()
+			if err != nil {
+				return nil, err
+			}
+			return nil, backup.Datastore(ctx, h, set, k3sDatabase, in.Database(), backup.KineTable, m.Progress)
+		},
+	}, {
+		Name: k3sState, Target: m.onHost(),
+		Summary: "Keep token, CAs, credentials, node passwords and manifests",
+		Command: "tar -C " + remote.Quote(path.Dir(in.ServerDir())) + " --exclude db -cf - server",
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.stillQuiet(ctx)
+			if err != nil {
+				return nil, err
+			}
+			paths, err := in.StatePaths(ctx, h)
+			if err != nil {
+				return nil, err
+			}
+			return nil, m.keepTree(ctx, k3sState, paths)
+		},
+	}}
+	for _, v := range m.Facts.Cluster.Volumes {
+		if !v.Copied() {
+			continue
+		}
+		actions = append(actions, runner.Action{
+			Name: "volume " + v.PV, Target: m.onHost(),
+			Summary: fmt.Sprintf("Stream what changed in volume %s since its first pass", claim(v)),
+			Command: fmt.Sprintf("tar -C %s --listed-incremental …", remote.Quote(v.Path)),
+			Run: func(ctx context.Context) (any, error) {
+				h, err := m.stillQuiet(ctx)
+				if err != nil {
+					return nil, err
+				}
+				set, err := m.Set()
+				if err != nil {
+					return nil, err
+				}
+				if h, err = h.Another(ctx); err != nil {
+					return nil, err
+				}
+				defer h.Close()
+				// Without the list of the first pass, which lies on the host, a
+				// delta cannot be told: then all of it is streamed again.
+				taken, err := backup.Taken(ctx, h, v.Ref(), set)
+				if err != nil {
+					return nil, err
+				}
+				if !taken {
+					if err := backup.Take(ctx, h, v.Ref(), set, m.Progress); err != nil {
+						return nil, err
+					}
+				}
+				return nil, backup.Delta(ctx, h, v.Ref(), set, m.Progress)
+			},
+		})
+	}
+	return actions, nil
+}
+
+// stillQuiet is the host, with nothing of K3s running on it: had it been started
+// after it was stopped, by hand for instance, it is stopped again. What it wrote
+// meanwhile is for lastLook to find.
+func (m *Migration) stillQuiet(ctx context.Context) (*remote.Host, error) {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.quiet.Lock()
+	defer m.quiet.Unlock()
+	quiet, err := m.Facts.K3s.Quiesced(ctx, h)
+	if err != nil || quiet {
+		return h, err
+	}
+	return h, m.job(ctx, "quiesce", "Stopping K3s again", m.Facts.K3s.Quiesce())
+}

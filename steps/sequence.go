@@ -1,0 +1,63 @@
+// Package steps is the migration: this file lists every step in order, then
+// there is one file a step. A step computes its actions from the plan and the
+// facts; `migrate plan` prints the same actions that `migrate run` performs.
+//
+// steps ties everything below together and is alone in doing so: backup,
+// restore, verify, preflight and survey do the work, k3s and cluster know their
+// subjects, remote and plans are underneath, and runner performs the result
+// without knowing what it is.
+package steps
+
+import (
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/runner"
+)
+
+// The phases, for people.
+const (
+	look    = "Look"
+	protect = "Protect"
+	rebuild = "Rebuild"
+	revive  = "Restore"
+	dual    = "Dual-stack"
+	prove   = "Prove"
+)
+
+// Sequence is the migration from beginning to end.
+func (m *Migration) Sequence() []runner.Step {
+	return []runner.Step{
+		{Name: "survey", Title: "Read host and cluster", Phase: look, ReadOnly: true, Actions: m.survey},
+		{Name: "preflight", Title: "Check that the migration may run", Phase: look, ReadOnly: true, Actions: m.preflight},
+
+		{Name: "protect", Title: "Back up while the cluster runs", Phase: protect, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Checkpoint: true, Actions: m.protect},
+		{Name: "gate", Title: "Prove the backup set", Phase: protect, ReadOnly: true, Actions: m.gate},
+
+		// Here the downtime begins.
+		{Name: "quiesce", Title: "Stop K3s and its containers in good order", Phase: rebuild, Gate: m.question(), Actions: m.quiesce},
+		{Name: "freeze", Title: "Back up what changed until the stop, and K3s's state", Phase: rebuild, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.freeze},
+		{Name: "seal", Title: "Prove the whole backup set", Phase: rebuild, ReadOnly: true, Checkpoint: true, Actions: m.seal},
+		// Here is the point of no return: what follows destroys the old cluster.
+		{Name: "uninstall", Title: "Uninstall K3s", Phase: rebuild, Actions: m.uninstall},
+		{Name: "network", Title: "Prepare the host's network for IPv6 forwarding", Phase: rebuild, Actions: m.network},
+		{Name: "install", Title: "Install K3s again with dual-stack settings", Phase: rebuild, Actions: m.install},
+
+		{Name: "volumes", Title: "Bring back the volumes' data", Phase: revive, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.volumes},
+		{Name: "start", Title: "Start K3s", Phase: revive, Actions: m.start},
+		{Name: "secrets", Title: "Bring back namespaces and TLS secrets", Phase: revive, Actions: m.secrets},
+		{Name: "claims", Title: "Reserve the volumes for their claims", Phase: revive, Actions: m.claims},
+		{Name: "platform", Title: "Redeploy the platform", Phase: revive, Actions: m.platform},
+
+		{Name: "services", Title: "Patch Services to dual-stack", Phase: dual, Actions: m.services},
+		{Name: "verify", Title: "Verify dual-stack, from inside and outside", Phase: prove, ReadOnly: true, Checkpoint: true, Actions: m.verify},
+		{Name: "finish", Title: "Tidy up on the host", Phase: prove, Actions: m.finish},
+	}
+}
+
+// Names lists the steps in order, for completion and messages.
+func Names() []string {
+	var out []string
+	for _, s := range (&Migration{Plan: &plans.Plan{Spec: plans.Spec{Hosts: []plans.Host{{}}}}}).Sequence() {
+		out = append(out, s.Name)
+	}
+	return out
+}

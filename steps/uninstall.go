@@ -1,0 +1,241 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/restore"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/survey"
+)
+
+// uninstall is the point of no return.
+func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
+	in := m.Facts.K3s
+	return []runner.Action{{
+		Name: "look", Target: m.onHost(),
+		Summary: "Compare the stopped host with the backup set once more; back up again what differs",
+		Command: "find … -printf … | sha256sum; sha256sum " + remote.Quote(in.Database()),
+		Run:     func(ctx context.Context) (any, error) { return nil, m.lastLook(ctx) },
+		Done: func(ctx context.Context) (bool, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return false, err
+			}
+			return m.uninstallBegun(ctx, h)
+		},
+	}, {
+		Name: "uninstall", Target: m.onHost(),
+		Summary: "Run K3s's uninstall script: it deletes binary, configuration, datastore and local-path volumes",
+		Command: "K3S_DATA_DIR=" + remote.Quote(in.DataDir, in.Uninstall),
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return nil, err
+			}
+			// Once the script has begun, what is on the host is less than what
+			// was backed up: from then on nothing may be taken from it anew.
+			begun, err := m.uninstallBegun(ctx, h)
+			if err != nil {
+				return nil, err
+			}
+			if !begun {
+				if !m.looked { // an earlier process did, who knows when
+					if err := m.lastLook(ctx); err != nil {
+						return nil, err
+					}
+				}
+				if err := h.WriteFile(ctx, uninstalling, []byte(m.Facts.Digest()), 0o600); err != nil {
+					return nil, fmt.Errorf("host %s: noting that the uninstall begins: %w", h.Name(), err)
+				}
+			}
+			// The script deletes itself even when it did not get through; the
+			// backup has it for another try.
+			for _, script := range []string{in.Killall, in.Uninstall} {
+				if _, err := h.ReadFile(ctx, script); errors.Is(err, fs.ErrNotExist) {
+					set, err := m.Set()
+					if err != nil {
+						return nil, err
+					}
+					if err := restore.Tree(ctx, h, set, k3sFiles, m.Progress, script); err != nil {
+						return nil, fmt.Errorf("putting back %s: %w", script, err)
+					}
+				} else if err != nil {
+					return nil, err
+				}
+			}
+			return nil, m.job(ctx, "uninstall", "Uninstalling K3s", in.UninstallJob())
+		},
+		Done: func(ctx context.Context) (bool, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return false, err
+			}
+			return in.Uninstalled(ctx, h)
+		},
+	}}, nil
+}
+
+// uninstalling lies on the host from before the uninstall's first deletion, and
+// names by their digest the facts of the run that did it.
+const uninstalling = remote.StateDir + "/uninstalling"
+
+// uninstallBegun tells whether this run's uninstall may have deleted something.
+func (m *Migration) uninstallBegun(ctx context.Context, h *remote.Host) (bool, error) {
+	begun, err := h.ReadFile(ctx, uninstalling)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return string(begun) == m.Facts.Digest(), err
+}
+
+// lastLook is taken right before the uninstall, whatever was proven how long
+// ago: a run may have rested between seal and here, and K3s been started by hand
+// or the backup set been touched. Where the host has moved, what was taken is
+// taken once more.
+func (m *Migration) lastLook(ctx context.Context) error {
+	h, set, err := m.hostAndSet(ctx)
+	if err != nil {
+		return err
+	}
+	served, err := m.servedSince(ctx, h, set)
+	if err != nil {
+		return err
+	}
+	if served {
+		if err := m.reopen(ctx, h); err != nil {
+			return fmt.Errorf("K3s was started since the last backup; taking it anew: %w", err)
+		}
+	}
+	stale := ""
+	if !served {
+		if stale, err = m.stale(ctx, h, set); err != nil {
+			return err
+		}
+	}
+	var again []runner.Action
+	if served || stale != "" {
+		if again, err = m.freeze(ctx); err != nil {
+			return err
+		}
+		m.proven = false
+	}
+	if !m.proven {
+		again = append(again, m.proof(m.artifacts())...)
+	}
+	for _, a := range again {
+		if _, err := a.Run(ctx); err != nil {
+			return fmt.Errorf("a last look before the uninstall, %s: %w", a.Name, err)
+		}
+	}
+	if stale, err = m.stale(ctx, h, set); err != nil {
+		return err
+	}
+	m.looked = stale == ""
+	if !m.looked {
+		return fmt.Errorf("host %s: %s while K3s is stopped, though it was backed up just now: find out who writes there; nothing was removed", h.Name(), stale)
+	}
+	return nil
+}
+
+// servedSince tells whether K3s runs, or ran since freeze: then its objects may
+// be others than those that were exported.
+func (m *Migration) servedSince(ctx context.Context, h *remote.Host, set *backup.Set) (bool, error) {
+	quiet, err := m.Facts.K3s.Quiesced(ctx, h)
+	if err != nil || !quiet {
+		return true, err
+	}
+	db := m.Facts.K3s.Database()
+	sums, err := h.Output(ctx, fmt.Sprintf("for f in %s; do [ -s \"$f\" ] && sha256sum <\"$f\" || echo none; done", remote.Quote(db, backup.WALName(db))))
+	if err != nil {
+		return false, fmt.Errorf("host %s: reading K3s's datastore: %w", h.Name(), err)
+	}
+	lines := strings.Split(sums, "\n")
+	for i, name := range []string{k3sDatabase, backup.WALName(k3sDatabase)} {
+		have := "none"
+		if a, ok := set.Artifact(name); ok {
+			have = a.ContentSHA256
+		}
+		if i >= len(lines) {
+			return true, nil
+		}
+		if sum, _, _ := strings.Cut(lines[i], " "); sum != have {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// reopen lets K3s serve once more, so that what its API has now can be exported,
+// and stops it again.
+func (m *Migration) reopen(ctx context.Context, h *remote.Host) error {
+	t := m.Progress.Wait("Starting K3s once more to export its objects")
+	defer t.Done()
+	if err := m.Facts.K3s.Start(ctx, h, t); err != nil {
+		return err
+	}
+	m.forgetClient()
+	c, err := m.rebuilt(ctx)
+	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, apiDeadline)
+	defer cancel()
+	if err := c.WaitAPI(wait, t); err != nil {
+		return err
+	}
+	if err := m.refresh(ctx); err != nil {
+		return err
+	}
+	_, err = m.stillQuiet(ctx)
+	return err
+}
+
+// stale says what the uninstall would delete and the backup set does not have as
+// it is; "" for nothing.
+func (m *Migration) stale(ctx context.Context, h *remote.Host, set *backup.Set) (string, error) {
+	unknown, err := m.Facts.Unknown(ctx, h)
+	if err != nil {
+		return "", err
+	}
+	if len(unknown) > 0 {
+		return strings.Join(unknown, ", ") + " appeared", nil
+	}
+	served, err := m.servedSince(ctx, h, set)
+	if err != nil {
+		return "", err
+	}
+	if served {
+		return "K3s's datastore changed", nil
+	}
+	for _, v := range m.Facts.Cluster.Volumes {
+		if !v.Copied() || !m.endangered(v) {
+			continue
+		}
+		same, err := backup.DeltaTaken(ctx, h, v.Ref(), set)
+		if err != nil {
+			return "", err
+		}
+		if !same {
+			return v.Ref().Label() + " changed", nil
+		}
+	}
+	return "", nil
+}
+
+// endangered tells whether the uninstall deletes the volume's data: it lies in
+// K3s's data directory or the kubelet's.
+func (m *Migration) endangered(v survey.Volume) bool {
+	for _, dir := range []string{m.Facts.K3s.DataDir, "/var/lib/kubelet"} {
+		if strings.HasPrefix(v.Path+"/", path.Clean(dir)+"/") {
+			return true
+		}
+	}
+	return false
+}

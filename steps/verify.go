@@ -1,0 +1,107 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"sunbeam.pt/k3s-dualstack/k3s"
+	"sunbeam.pt/k3s-dualstack/restore"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/verify"
+)
+
+// verify proves the result, and keeps the report.
+func (m *Migration) verify(context.Context) ([]runner.Action, error) {
+	return []runner.Action{{
+		Name: "verify", Target: m.onCluster(),
+		Summary: "Addresses, Services, DNS, pod to pod and egress of both families; volumes and secrets as backed up",
+		Command: "migrate verify -f " + m.Plan.Path(),
+		Run: func(ctx context.Context) (any, error) {
+			report, err := m.Verify(ctx, m.Plan.Spec.Verify.Timeout.Duration)
+			if err != nil {
+				return nil, err
+			}
+			if err := m.keep(reportFile, report); err != nil {
+				return nil, err
+			}
+			if !report.OK() {
+				return nil, &UnverifiedError{Failed: len(report.Failed())}
+			}
+			return map[string]int{"checks": len(report.Checks)}, nil
+		},
+	}}, nil
+}
+
+// UnverifiedError says that the verification found something short.
+type UnverifiedError struct{ Failed int }
+
+func (e *UnverifiedError) Error() string {
+	return fmt.Sprintf("%d checks fall short", e.Failed)
+}
+
+// Verify holds the cluster that runs now against the plan, before or after the
+// migration; what can settle may take as long as timeout. After the rebuild the
+// volumes and TLS secrets are compared with the backup set, too.
+func (m *Migration) Verify(ctx context.Context, timeout time.Duration) (verify.Report, error) {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return verify.Report{}, err
+	}
+	in, err := k3s.Read(ctx, h)
+	if err != nil {
+		return verify.Report{}, err
+	}
+	if err := usable(h, in); err != nil {
+		return verify.Report{}, err
+	}
+	c, err := m.Client(ctx, in)
+	if err != nil {
+		return verify.Report{}, err
+	}
+	t := m.Progress.Wait("Verifying")
+	defer t.Done()
+	o := verify.Options{Client: c, Host: h, Plan: m.Plan, Want: verify.SingleStack, Timeout: timeout, Detail: t.Detail}
+	if _, v6 := in.Families(); v6 {
+		o.Want = verify.DualStack
+	}
+	if m.Facts != nil && o.Want == verify.DualStack {
+		o.Secrets = m.Facts.Cluster.TLSSecrets
+		o.Volumes = m.compareVolumes
+	}
+	report, err := verify.Run(ctx, o)
+	if err != nil {
+		return report, err
+	}
+	m.Report = &report
+	return report, nil
+}
+
+// compareVolumes holds the volumes that were brought back against the set.
+// What a workload wrote since is no difference.
+func (m *Migration) compareVolumes(ctx context.Context) ([]verify.Check, error) {
+	h, set, err := m.hostAndSet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var checks []verify.Check
+	for _, v := range m.Facts.Cluster.Volumes {
+		if !v.Copied() {
+			continue
+		}
+		c := verify.Check{ID: verify.VolumeContents, Name: "volume contents", Target: v.Namespace + "/" + v.Claim, Status: verify.Pass}
+		d, err := restore.Compare(ctx, h, v.Ref(), set)
+		if err != nil {
+			return nil, err
+		}
+		if d.Equal() {
+			c.Detail = fmt.Sprintf("%d entries; as backed up but for %d written since", d.Entries, d.WrittenTotal)
+		} else {
+			c.Status = verify.Fail
+			c.Detail = fmt.Sprintf("%d entries are not as backed up, the first: %s", d.LostTotal, d.Lost[0])
+			c.Remedy = "look at them on the host before anything writes to the volume again; the backup set has them"
+		}
+		checks = append(checks, c)
+	}
+	return checks, nil
+}

@@ -1,0 +1,123 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+
+	"sunbeam.pt/k3s-dualstack/cluster"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/restore"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/survey"
+)
+
+// volumes brings back the data of the volumes that the uninstall took, under
+// the paths that their PersistentVolumes name. Data that the uninstall did not
+// touch is found equal to the set and left alone.
+func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
+	var actions []runner.Action
+	for _, v := range m.Facts.Cluster.Volumes {
+		if !v.Copied() {
+			continue
+		}
+		actions = append(actions, runner.Action{
+			Name: "volume " + v.PV, Target: m.onHost(),
+			Summary: fmt.Sprintf("Stream volume %s back and compare every file", claim(v)),
+			Command: fmt.Sprintf("zstd -d | tar -C %s --acls --xattrs --numeric-owner -xpf -", remote.Quote(v.Path)),
+			Run:     func(ctx context.Context) (any, error) { return nil, m.restoreVolume(ctx, v) },
+			Done: func(ctx context.Context) (bool, error) {
+				h, set, err := m.hostAndSet(ctx)
+				if err != nil {
+					return false, err
+				}
+				return restore.VolumeDone(ctx, h, v.Ref(), set)
+			},
+		})
+	}
+	return actions, nil
+}
+
+func (m *Migration) restoreVolume(ctx context.Context, v survey.Volume) error {
+	h, set, err := m.hostAndSet(ctx)
+	if err != nil {
+		return err
+	}
+	if !m.endangered(v) {
+		// The uninstall did not touch it, and what is there may be newer than
+		// the backup.
+		there, err := h.Output(ctx, "[ -d "+remote.Quote(v.Path)+" ] && ls -A "+remote.Quote(v.Path)+" | head -n 1; true")
+		if err != nil || there != "" {
+			return err
+		}
+	}
+	if h, err = h.Another(ctx); err != nil {
+		return err
+	}
+	defer h.Close()
+	return restore.Volume(ctx, h, v.Ref(), set, m.Progress)
+}
+
+// carried are the PersistentVolumes whose objects come back: those with data
+// that was copied, and those whose data lies elsewhere.
+func (m *Migration) carried() (out []survey.Volume) {
+	for _, v := range m.Facts.Cluster.Volumes {
+		if v.Copied() || v.Kind == cluster.Remote {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// claims makes each PersistentVolume and its claim before the platform does: a
+// claim that comes first would get a new, empty volume.
+func (m *Migration) claims(context.Context) ([]runner.Action, error) {
+	var actions []runner.Action
+	for _, v := range m.carried() {
+		actions = append(actions, runner.Action{
+			Name: "reserve " + v.PV, Target: m.onCluster(),
+			Summary: reservation(v),
+			Command: "kubectl create -f pv.yaml -f pvc.yaml",
+			Run: func(ctx context.Context) (any, error) {
+				c, err := m.rebuilt(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return nil, c.ReserveVolume(ctx, v.Volume)
+			},
+		})
+	}
+	return actions, nil
+}
+
+func reservation(v survey.Volume) string {
+	if v.Claim == "" {
+		return fmt.Sprintf("Create volume %s, which nobody claims", v.PV)
+	}
+	return fmt.Sprintf("Create volume %s, reserved for claim %s/%s, and the claim", v.PV, v.Namespace, v.Claim)
+}
+
+// release gives the volumes their reclaim policy back once they are bound.
+func (m *Migration) release() []runner.Action {
+	var actions []runner.Action
+	for _, v := range m.carried() {
+		if v.Claim == "" {
+			continue
+		}
+		actions = append(actions, runner.Action{
+			Name: "release " + v.PV, Target: m.onCluster(),
+			Summary: fmt.Sprintf("Give volume %s its reclaim policy %s back once it is bound", v.PV, v.ReclaimPolicy),
+			Command: fmt.Sprintf(`kubectl patch pv %s -p '{"spec":{"persistentVolumeReclaimPolicy":"%s"}}'`, v.PV, v.ReclaimPolicy),
+			Run: func(ctx context.Context) (any, error) {
+				c, err := m.rebuilt(ctx)
+				if err != nil {
+					return nil, err
+				}
+				t := m.Progress.Wait("Waiting for volume " + v.PV + " to be bound")
+				defer t.Done()
+				bound, err := c.ReleaseReservation(ctx, v.Volume, t)
+				return map[string]bool{"bound": bound}, err
+			},
+		})
+	}
+	return actions
+}

@@ -1,0 +1,534 @@
+// Package survey takes the facts: a read-only look at host and cluster before
+// anything is changed. Facts are kept for the whole run; whatever is done after
+// the uninstall is computed from them, since the cluster they describe is gone.
+// They hold no secret. Whether they allow a run is preflight's to say.
+package survey
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/cluster"
+	"sunbeam.pt/k3s-dualstack/k3s"
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/verify"
+)
+
+// Facts is what a survey found.
+type Facts struct {
+	Taken   time.Time         `json:"taken"`
+	Host    Host              `json:"host"`
+	K3s     *k3s.Installation `json:"k3s"`
+	Cluster Cluster           `json:"cluster"`
+}
+
+// Host is the machine.
+type Host struct {
+	Name      string `json:"name"` // the plan's
+	Hostname  string `json:"hostname"`
+	MachineID string `json:"machineID"`
+	OS        string `json:"os"`
+	Kernel    string `json:"kernel"`
+	Arch      string `json:"arch"`
+	// Addresses are those of global scope; container interfaces included.
+	Addresses []Address `json:"addresses"`
+	Routes    []Route   `json:"routes"`
+	// Uplink is the interface of the IPv6 default route, "" without one.
+	Uplink string `json:"uplink"`
+	// AcceptRA is net.ipv6.conf.<uplink>.accept_ra, -1 when unknown.
+	AcceptRA int `json:"acceptRA"`
+	// Free is the space left, in bytes, on the file systems of the directories
+	// that the migration writes to.
+	Free map[string]int64 `json:"free"`
+	// Strays are directories in the local-path provisioner's storage that belong
+	// to no PersistentVolume; the uninstall deletes them with the rest.
+	Strays []string `json:"strays,omitempty"`
+	// MissingTools says which of the tools that backups need are not there.
+	MissingTools string `json:"missingTools,omitempty"`
+}
+
+// Address is one address of an interface.
+type Address struct {
+	Interface  string       `json:"interface"`
+	Prefix     netip.Prefix `json:"prefix"`
+	Temporary  bool         `json:"temporary,omitempty"`
+	Deprecated bool         `json:"deprecated,omitempty"`
+	Dynamic    bool         `json:"dynamic,omitempty"`
+}
+
+// Route is one route of the main table.
+type Route struct {
+	Destination netip.Prefix `json:"destination"` // 0.0.0.0/0 or ::/0 for a default route
+	// Type is empty for a route that leads somewhere; else it is blackhole,
+	// unreachable, prohibit or throw.
+	Type      string `json:"type,omitempty"`
+	Interface string `json:"interface"`
+	Gateway   string `json:"gateway,omitempty"`
+	Protocol  string `json:"protocol"`          // kernel, static, ra, …
+	Expires   int    `json:"expires,omitempty"` // seconds; 0 when it does not
+}
+
+// Default tells whether it is a default route that leads somewhere.
+func (r Route) Default() bool { return r.Destination.Bits() == 0 && r.Type == "" }
+
+// Cluster is what the API server said.
+type Cluster struct {
+	Version       string                  `json:"version"`
+	KubeSystemUID string                  `json:"kubeSystemUID"`
+	Nodes         []Node                  `json:"nodes"`
+	ServiceCIDRs  []string                `json:"serviceCIDRs"`
+	Volumes       []Volume                `json:"volumes"`
+	Namespaces    []string                `json:"namespaces"`
+	TLSSecrets    map[string]string       `json:"tlsSecrets"` // namespace/name → SHA-256 of type, data and annotations
+	Services      []cluster.ServiceChange `json:"services"`
+}
+
+// Node of the cluster.
+type Node struct {
+	Name        string   `json:"name"`
+	UID         string   `json:"uid"`
+	Ready       bool     `json:"ready"`
+	PodCIDRs    []string `json:"podCIDRs"`
+	InternalIPs []string `json:"internalIPs"`
+}
+
+// Volume with its size on the host.
+type Volume struct {
+	cluster.Volume
+	Bytes    int64 `json:"bytes"`
+	Files    int64 `json:"files"`
+	Excluded bool  `json:"excluded,omitempty"` // by the plan
+}
+
+// Ref is how backup and restore name the volume.
+func (v Volume) Ref() backup.VolumeRef {
+	ref := backup.VolumeRef{ID: v.PV, Path: v.Path}
+	if v.Claim != "" {
+		ref.Claim = v.Namespace + "/" + v.Claim
+	}
+	return ref
+}
+
+// Copied tells whether the volume's data lies on the host and is carried over.
+func (v Volume) Copied() bool {
+	return !v.Excluded && (v.Kind == cluster.HostPath || v.Kind == cluster.Local)
+}
+
+// Digest identifies the facts; the run is bound to it.
+func (f *Facts) Digest() string {
+	b, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // plain data: cannot fail
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// Take surveys the host and, where K3s's API server answers, the cluster; a
+// server that does not answer leaves [Facts.Cluster] without nodes.
+func Take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Installation, plan *plans.Plan) (*Facts, error) {
+	f := &Facts{Taken: time.Now().UTC(), K3s: in}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { f.Host, err = readHost(gctx, h, in); return err })
+	g.Go(func() (err error) { f.Cluster, err = readCluster(gctx, h, c, plan); return err })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var err error
+	f.Host.Strays, err = f.Unknown(ctx, h)
+	return f, err
+}
+
+// Unknown lists the entries of the storage directory that are no volume of the
+// facts and no stray of theirs: an uninstall would delete what nobody backed up.
+func (f *Facts) Unknown(ctx context.Context, h *remote.Host) ([]string, error) {
+	dir := f.K3s.Storage()
+	out, err := h.Output(ctx, fmt.Sprintf(`[ ! -d %[1]s ] || find %[1]s -mindepth 1 -maxdepth 1 -printf '%%p\n'`, remote.Quote(dir)))
+	if err != nil {
+		return nil, fmt.Errorf("host %s: listing %s: %w", h.Name(), dir, err)
+	}
+	var unknown []string
+	for entry := range strings.SplitSeq(out, "\n") {
+		known := entry == "" || slices.Contains(f.Host.Strays, entry)
+		for _, v := range f.Cluster.Volumes {
+			known = known || v.Path == entry || strings.HasPrefix(v.Path, entry+"/")
+		}
+		if !known {
+			unknown = append(unknown, entry)
+		}
+	}
+	return unknown, nil
+}
+
+// Moved names what is another now than it was in the facts, as far as the
+// backup of the old would not do for the new. Both are surveys of one host.
+func (f *Facts) Moved(now *Facts) (moved []string) {
+	differ := func(what, was, is string) {
+		if was != is {
+			moved = append(moved, fmt.Sprintf("%s: was %s, is %s", what, was, is))
+		}
+	}
+	differ("machine-id of the host", f.Host.MachineID, now.Host.MachineID)
+	differ("UID of namespace kube-system", f.Cluster.KubeSystemUID, now.Cluster.KubeSystemUID)
+	differ("K3s", f.K3s.Version+" "+f.K3s.BinarySHA256, now.K3s.Version+" "+now.K3s.BinarySHA256)
+	differ("data directory", f.K3s.DataDir, now.K3s.DataDir)
+	was, is := map[string]string{}, map[string]string{}
+	for _, v := range f.Cluster.Volumes {
+		was[v.PV] = v.Namespace + "/" + v.Claim + " at " + v.Path
+	}
+	for _, v := range now.Cluster.Volumes {
+		is[v.PV] = v.Namespace + "/" + v.Claim + " at " + v.Path
+	}
+	for _, pv := range slices.Sorted(maps.Keys(is)) {
+		if _, ok := was[pv]; !ok {
+			moved = append(moved, fmt.Sprintf("volume %s (%s) is new", pv, is[pv]))
+		} else {
+			differ("volume "+pv, was[pv], is[pv])
+		}
+	}
+	for _, pv := range slices.Sorted(maps.Keys(was)) {
+		if _, ok := is[pv]; !ok {
+			moved = append(moved, fmt.Sprintf("volume %s (%s) is gone", pv, was[pv]))
+		}
+	}
+	for _, s := range now.Host.Strays {
+		if !slices.Contains(f.Host.Strays, s) {
+			moved = append(moved, s+" in the volumes' storage is new")
+		}
+	}
+	return moved
+}
+
+// readings gathers what needs no parsing beyond lines, and iproute2's JSON.
+const readings = `
+echo "hostname=$(uname -n)"; echo "kernel=$(uname -r)"; echo "arch=$(uname -m)"
+echo "machine=$(cat /etc/machine-id 2>/dev/null)"
+echo "os=$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"
+echo "addresses=$(ip -j addr)"
+echo "routes4=$(ip -j -4 route)"
+echo "routes6=$(ip -j -6 route)"
+for i in /proc/sys/net/ipv6/conf/*; do echo "ra=${i##*/} $(cat $i/accept_ra 2>/dev/null)"; done
+for d in %s; do
+  e=$d; while [ ! -e "$e" ]; do e=$(dirname "$e"); done
+  echo "free=$(df -PB1 "$e" | awk 'NR==2{print $4}') $d"
+done
+true`
+
+func readHost(ctx context.Context, h *remote.Host, in *k3s.Installation) (Host, error) {
+	host := Host{Name: h.Name(), AcceptRA: -1, Free: map[string]int64{}}
+	out, err := h.Output(ctx, fmt.Sprintf(readings, remote.Quote(in.DataDir, in.Storage(), remote.StateDir)))
+	if err != nil {
+		return host, fmt.Errorf("host %s: surveying it: %w", h.Name(), err)
+	}
+	if err := host.parse(out); err != nil {
+		return host, fmt.Errorf("host %s: surveying it: %w", h.Name(), err)
+	}
+	if err := backup.HostTools(ctx, h); err != nil {
+		host.MissingTools = err.Error()
+	}
+	return host, nil
+}
+
+func (host *Host) parse(out string) error {
+	ra := map[string]int{}
+	out = strings.ToValidUTF8(out, "\uFFFD") // as JSON keeps it
+	for line := range strings.SplitSeq(out, "\n") {
+		name, value, _ := strings.Cut(line, "=")
+		var err error
+		switch name {
+		case "hostname":
+			host.Hostname = value
+		case "kernel":
+			host.Kernel = value
+		case "arch":
+			host.Arch = value
+		case "machine":
+			host.MachineID = value
+		case "os":
+			host.OS = value
+		case "addresses":
+			host.Addresses, err = parseAddresses(value)
+		case "routes4", "routes6":
+			var routes []Route
+			routes, err = parseRoutes(value, name == "routes6")
+			host.Routes = append(host.Routes, routes...)
+		case "ra":
+			var dev string
+			v := -1
+			fmt.Sscan(value, &dev, &v)
+			ra[dev] = v
+		case "free":
+			bytes, dir, _ := strings.Cut(value, " ")
+			n, err := strconv.ParseInt(bytes, 10, 64)
+			if err != nil {
+				return fmt.Errorf("reading the answer of `df` for %s: %w", dir, err)
+			}
+			host.Free[dir] = n
+		}
+		if err != nil {
+			return fmt.Errorf("reading the answer of `ip -j` (%s): %w", name, err)
+		}
+	}
+	for _, r := range host.Routes {
+		if r.Default() && r.Destination.Addr().Is6() {
+			host.Uplink = r.Interface
+			host.AcceptRA = -1
+			if v, ok := ra[r.Interface]; ok {
+				host.AcceptRA = v
+			}
+			break
+		}
+	}
+	return nil
+}
+
+func parseAddresses(js string) ([]Address, error) {
+	var ifs []struct {
+		Name string `json:"ifname"`
+		Info []struct {
+			Local      string `json:"local"`
+			Bits       int    `json:"prefixlen"`
+			Scope      string `json:"scope"`
+			Temporary  bool   `json:"temporary"`
+			Deprecated bool   `json:"deprecated"`
+			Dynamic    bool   `json:"dynamic"`
+			DADFailed  bool   `json:"dadfailed"`
+		} `json:"addr_info"`
+	}
+	if strings.TrimSpace(js) == "" {
+		return nil, errors.New("it printed nothing: iproute2 4.14 or newer is needed on the host")
+	}
+	if err := json.Unmarshal([]byte(js), &ifs); err != nil {
+		return nil, err
+	}
+	var out []Address
+	for _, i := range ifs {
+		for _, a := range i.Info {
+			if a.Scope != "global" || a.DADFailed {
+				continue // another machine has an address that failed the detection of duplicates
+			}
+			addr, err := netip.ParseAddr(a.Local)
+			if err != nil {
+				return nil, err
+			}
+			prefix := netip.PrefixFrom(addr, a.Bits)
+			if !prefix.IsValid() {
+				return nil, fmt.Errorf("address %s has a prefix length of %d", a.Local, a.Bits)
+			}
+			out = append(out, Address{Interface: i.Name, Prefix: prefix, Temporary: a.Temporary, Deprecated: a.Deprecated, Dynamic: a.Dynamic})
+		}
+	}
+	return out, nil
+}
+
+func parseRoutes(js string, v6 bool) ([]Route, error) {
+	if strings.TrimSpace(js) == "" {
+		return nil, nil
+	}
+	var rs []struct {
+		Type    string `json:"type"`
+		Dst     string `json:"dst"`
+		Dev     string `json:"dev"`
+		Gateway string `json:"gateway"`
+		Via     struct {
+			Host string `json:"host"`
+		} `json:"via"` // instead of gateway, when it is of the other family
+		Protocol string `json:"protocol"`
+		Expires  int    `json:"expires"`
+		Nexthops []struct {
+			Dev     string `json:"dev"`
+			Gateway string `json:"gateway"`
+		} `json:"nexthops"`
+	}
+	if err := json.Unmarshal([]byte(js), &rs); err != nil {
+		return nil, err
+	}
+	var out []Route
+	for _, r := range rs {
+		if r.Dst == "" {
+			continue // an entry that a filter emptied
+		}
+		if r.Dev == "" && len(r.Nexthops) > 0 {
+			r.Dev, r.Gateway = r.Nexthops[0].Dev, r.Nexthops[0].Gateway
+		}
+		if r.Gateway == "" {
+			r.Gateway = r.Via.Host
+		}
+		if r.Type == "unicast" {
+			r.Type = ""
+		}
+		var dst netip.Prefix
+		switch {
+		case r.Dst == "default" && v6:
+			dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		case r.Dst == "default":
+			dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		case strings.Contains(r.Dst, "/"):
+			p, err := netip.ParsePrefix(r.Dst)
+			if err != nil {
+				return nil, err
+			}
+			dst = p
+		default:
+			a, err := netip.ParseAddr(r.Dst)
+			if err != nil {
+				return nil, err
+			}
+			dst = netip.PrefixFrom(a, a.BitLen())
+		}
+		if dst.Addr().IsLinkLocalUnicast() || dst.Addr().IsMulticast() {
+			continue
+		}
+		out = append(out, Route{Destination: dst, Type: r.Type, Interface: r.Dev, Gateway: r.Gateway, Protocol: r.Protocol, Expires: r.Expires})
+	}
+	return out, nil
+}
+
+func readCluster(ctx context.Context, h *remote.Host, c *cluster.Client, plan *plans.Plan) (Cluster, error) {
+	var out Cluster
+	v, err := c.Kube.Discovery().ServerVersion()
+	if err != nil {
+		return out, fmt.Errorf("cluster: asking the API server for its version: %w", err)
+	}
+	out.Version = v.GitVersion
+	if out.KubeSystemUID, err = c.Identity(ctx); err != nil {
+		return out, err
+	}
+	nodes, err := c.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return out, fmt.Errorf("cluster: listing nodes: %w", err)
+	}
+	for _, n := range nodes.Items {
+		out.Nodes = append(out.Nodes, describeNode(n))
+	}
+	if out.ServiceCIDRs, err = c.ServiceCIDRs(ctx); err != nil {
+		return out, err
+	}
+	namespaces, err := c.Namespaces(ctx)
+	if err != nil {
+		return out, err
+	}
+	for _, n := range namespaces {
+		out.Namespaces = append(out.Namespaces, n.Name)
+	}
+	secrets, err := c.TLSSecrets(ctx, plan.Spec.Backup.TLSSecrets.Selectors)
+	if err != nil {
+		return out, err
+	}
+	out.TLSSecrets = map[string]string{}
+	for _, s := range secrets {
+		out.TLSSecrets[s.Namespace+"/"+s.Name] = verify.SecretDigest(&s)
+	}
+	if out.Services, err = c.Services(ctx, plan.Spec.Services.Policy, plan.Spec.Services.Exclude); err != nil {
+		return out, err
+	}
+	volumes, err := c.Volumes(ctx)
+	if err != nil {
+		return out, err
+	}
+	return out, measureVolumes(ctx, h, plan, volumes, &out)
+}
+
+func describeNode(n corev1.Node) Node {
+	out := Node{Name: n.Name, UID: string(n.UID), PodCIDRs: n.Spec.PodCIDRs}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			out.InternalIPs = append(out.InternalIPs, a.Address)
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			out.Ready = c.Status == corev1.ConditionTrue
+		}
+	}
+	return out
+}
+
+func measureVolumes(ctx context.Context, h *remote.Host, plan *plans.Plan, volumes []cluster.Volume, out *Cluster) error {
+	for _, v := range volumes {
+		fv := Volume{Volume: v, Excluded: slices.Contains(plan.Spec.Backup.Volumes.Exclude, v.Namespace+"/"+v.Claim)}
+		if fv.Copied() {
+			var err error
+			if fv.Bytes, fv.Files, err = backup.Measure(ctx, h, []string{v.Path}); err != nil {
+				return fmt.Errorf("volume %s/%s (%s): measuring %s: %w", v.Namespace, v.Claim, v.PV, path.Clean(v.Path), err)
+			}
+		}
+		out.Volumes = append(out.Volumes, fv)
+	}
+	slices.SortFunc(out.Volumes, func(a, b Volume) int {
+		return strings.Compare(a.Namespace+"/"+a.Claim+a.PV, b.Namespace+"/"+b.Claim+b.PV)
+	})
+	return nil
+}
+
+// VolumeBytes is the sum of what is copied.
+func (f *Facts) VolumeBytes() (n int64) {
+	for _, v := range f.Cluster.Volumes {
+		if v.Copied() {
+			n += v.Bytes
+		}
+	}
+	return n
+}
+
+// Secrets are the TLS secrets' names in order.
+func (f *Facts) Secrets() []string { return slices.Sorted(maps.Keys(f.Cluster.TLSSecrets)) }
+
+// NodeIPs are the node's addresses of both families: the one the node has, and
+// the steadiest global IPv6 address of the uplink (temporary and deprecated ones
+// never: node-ip would go stale). With no such address only IPv4 is returned.
+func (f *Facts) NodeIPs() []string {
+	var out []string
+	for _, n := range f.Cluster.Nodes {
+		for _, ip := range n.InternalIPs {
+			if a, err := netip.ParseAddr(ip); err == nil && a.Is4() {
+				out = append(out, ip)
+			}
+		}
+	}
+	if a, ok := f.Host.IPv6(); ok {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// IPv6 is the uplink's global address that a node can keep: static ones are
+// preferred to those that router advertisements or DHCP gave, then those that
+// the internet can answer to unique local ones.
+func (h Host) IPv6() (best netip.Addr, ok bool) {
+	rank := -1
+	for _, a := range h.Addresses {
+		addr := a.Prefix.Addr()
+		if a.Interface != h.Uplink || !addr.Is6() || a.Temporary || a.Deprecated {
+			continue
+		}
+		r := 0
+		if !a.Dynamic {
+			r += 2
+		}
+		if !addr.IsPrivate() {
+			r++
+		}
+		if r > rank {
+			best, rank = addr, r
+		}
+	}
+	return best, rank >= 0
+}
