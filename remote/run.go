@@ -245,7 +245,9 @@ func (c *conn) kill(session *ssh.Session, filter *pidFilter, signal string, exit
 	}
 }
 
-// session opens a session channel; a connection that does not answer does not hold the caller past ctx.
+// session opens a session channel. A connection that does not answer does not hold the caller past ctx, nor one
+// that ends meanwhile: x/crypto/ssh leaves a channel waiting for good that is opened between its giving up the
+// known ones and its closing the connection (mux.loop, as of v0.58).
 func (c *conn) session(ctx context.Context) (*ssh.Session, error) {
 	type result struct {
 		session *ssh.Session
@@ -256,6 +258,13 @@ func (c *conn) session(ctx context.Context) (*ssh.Session, error) {
 		s, err := c.NewSession()
 		opened <- result{s, err}
 	}()
+	abandon := func() {
+		go func() {
+			if r := <-opened; r.session != nil {
+				r.session.Close()
+			}
+		}()
+	}
 	select {
 	case r := <-opened:
 		var refused *ssh.OpenChannelError
@@ -269,12 +278,11 @@ func (c *conn) session(ctx context.Context) (*ssh.Session, error) {
 			return nil, fmt.Errorf("%w: %w", errNotStarted, r.err)
 		}
 		return r.session, nil
+	case <-c.dead:
+		abandon()
+		return nil, errNotStarted
 	case <-ctx.Done():
-		go func() {
-			if r := <-opened; r.session != nil {
-				r.session.Close()
-			}
-		}()
+		abandon()
 		return nil, ctx.Err()
 	}
 }

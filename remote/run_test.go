@@ -2,9 +2,13 @@ package remote
 
 import (
 	"bytes"
+	"context"
+	"io"
+	"net"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh"
 )
 
 func TestPidFilter(t *testing.T) {
@@ -39,4 +43,37 @@ func TestTailBuffer(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.Equal(t, "nopq", b.String())
+}
+
+// mutedConn stands for a connection that x/crypto/ssh gave up between dropping its channels and closing: a
+// channel opened then is never answered, and no error comes either.
+type mutedConn struct {
+	ssh.Conn
+	muted chan struct{}
+}
+
+func (m mutedConn) OpenChannel(string, []byte) (ssh.Channel, <-chan *ssh.Request, error) {
+	<-m.muted
+	return nil, nil, io.EOF
+}
+func (m mutedConn) Wait() error          { return nil }
+func (m mutedConn) Close() error         { return nil }
+func (m mutedConn) LocalAddr() net.Addr  { return &net.TCPAddr{} }
+func (m mutedConn) RemoteAddr() net.Addr { return &net.TCPAddr{} }
+
+func TestEndedConnectionHoldsNobody(t *testing.T) {
+	muted := make(chan struct{})
+	t.Cleanup(func() { close(muted) })
+	channels, requests := make(chan ssh.NewChannel), make(chan *ssh.Request)
+	close(channels)
+	close(requests)
+	c := &conn{
+		Client: ssh.NewClient(mutedConn{muted: muted}, channels, requests),
+		dead:   make(chan struct{}),
+		slots:  make(chan struct{}, 1),
+	}
+	close(c.dead)
+	require.ErrorIs(t, c.exec(t.Context(), "true", runOptions{}), errNotStarted)
+	_, err := c.dial(t.Context(), "tcp", "127.0.0.1:1")
+	require.ErrorIs(t, err, context.Canceled)
 }

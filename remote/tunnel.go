@@ -30,7 +30,7 @@ func (h *Host) DialContext(ctx context.Context, network, address string) (net.Co
 		if err != nil {
 			return nil, err
 		}
-		channel, err := c.Client.DialContext(ctx, network, address)
+		channel, err := c.dial(ctx, network, address)
 		var refused *ssh.OpenChannelError
 		switch {
 		case err == nil:
@@ -43,6 +43,20 @@ func (h *Host) DialContext(ctx context.Context, network, address string) (net.Co
 		}
 		return nil, fmt.Errorf("host %s: dialling %s through SSH: %w", h.Name(), address, err)
 	}
+}
+
+// dial opens a channel, and does not wait on a connection that has ended (see session).
+func (c *conn) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-c.dead:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return c.Client.DialContext(ctx, network, address)
 }
 
 // closeGrace is how long a closed connection may take to send what was written before.
