@@ -28,6 +28,11 @@
 // So an action with a truthful Done takes effect exactly once, one without
 // at least once, and none before its intent is durable.
 //
+// [Runner.Rollback] goes the other way, to a checkpoint: rollback, then for
+// each step that began after it, the last first, undoing and undone or undo
+// failed for each of its undo actions, reverted, and at the end rolled back. What
+// holds for actions holds for undo actions.
+//
 // [State] is derived from the records alone. Order is the order of sequence
 // numbers; times are for people, and clocks may jump.
 //

@@ -30,9 +30,19 @@ const (
 	StepComplete   Event = "complete"   // all actions of the step are done
 	StepCheckpoint Event = "checkpoint" // the same, at a step that is a checkpoint
 	Finished       Event = "finished"   // all steps are complete
+
+	Rollback   Event = "rollback"    // a rollback to the checkpoint named as the step begins, or goes on to an earlier one
+	Undoing    Event = "undoing"     // an attempt of an undo action of the step is about to start
+	Undone     Event = "undone"      // the undo action is complete
+	UndoFailed Event = "undo failed" // the attempt returned an error
+	Reverted   Event = "reverted"    // all undo actions of the step are done: it is as if it had never begun
+	RolledBack Event = "rolled back" // all steps after the checkpoint are reverted
 )
 
-var events = []Event{Begin, Confirmed, Intent, Done, Failed, StepComplete, StepCheckpoint, Finished}
+var events = []Event{
+	Begin, Confirmed, Intent, Done, Failed, StepComplete, StepCheckpoint, Finished,
+	Rollback, Undoing, Undone, UndoFailed, Reverted, RolledBack,
+}
 
 // Record is one line of the journal.
 type Record struct {

@@ -199,7 +199,7 @@ func mustSum(t *testing.T, lines [][]byte) string {
 
 func TestUnknownRecordsAreNeverDropped(t *testing.T) {
 	for name, r := range map[string]Record{
-		"event of a newer version": {Seq: 1, Event: "undone"},
+		"event of a newer version": {Seq: 1, Event: "paused"},
 		"sequence":                 {Seq: 7, Event: Begin},
 	} {
 		line, err := seal(&r, "")

@@ -51,8 +51,8 @@ type Runner struct {
 //
 // The error is a *StepError when a step fails (several, joined, when actions
 // that ran in parallel failed), a *ChangedError when the journal's run is
-// bound to something else, ErrDeclined at a gate that was not agreed to; it
-// satisfies errors.Is with the context's error when that ended the run. After
+// bound to something else, a *RollingBackError when a rollback is under way,
+// ErrDeclined at a gate that was not agreed to; it satisfies errors.Is with the context's error when that ended the run. After
 // any of them Run can be called again and continues.
 func (r *Runner) Run(ctx context.Context, until string) error {
 	if err := checkSteps(r.Steps); err != nil {
@@ -69,6 +69,9 @@ func (r *Runner) Run(ctx context.Context, until string) error {
 	p := &performance{Runner: r}
 	if err := p.begin(); err != nil {
 		return err
+	}
+	if p.state.Rollback != nil {
+		return &RollingBackError{To: p.state.Rollback.To}
 	}
 	if p.state.Finished {
 		p.notice("this run finished at " + p.state.Last.Format(time.RFC3339))
@@ -212,7 +215,7 @@ func (p *performance) step(ctx context.Context, s Step, n int) error {
 	if err != nil {
 		return fail(err)
 	}
-	if err := p.actions(ctx, s, actions); err != nil {
+	if err := p.actions(ctx, s, actions, forward(p.state)); err != nil {
 		return err
 	}
 	end := StepComplete
@@ -243,8 +246,17 @@ func (p *performance) confirm(ctx context.Context, s Step) error {
 	return p.record(Record{Event: Confirmed, Step: s.Name})
 }
 
+// direction is what performing an action and undoing one differ in: the events
+// and what was recorded before.
+type direction struct {
+	intent, done, failed Event
+	before               []ActionState
+}
+
+func forward(s State) direction { return direction{Intent, Done, Failed, s.Actions} }
+
 // actions performs a step's actions, as many at once as it says.
-func (p *performance) actions(ctx context.Context, s Step, actions []Action) error {
+func (p *performance) actions(ctx context.Context, s Step, actions []Action, d direction) error {
 	var (
 		group  errgroup.Group
 		mu     sync.Mutex
@@ -257,19 +269,25 @@ func (p *performance) actions(ctx context.Context, s Step, actions []Action) err
 	}
 	group.SetLimit(max(1, s.Parallel))
 	for _, a := range actions {
+		if a.Alone {
+			_ = group.Wait() // errors are in failed, all of them
+		}
 		group.Go(func() error {
 			if stopped() || ctx.Err() != nil {
 				return nil
 			}
-			if err := p.action(ctx, s, a); err != nil {
+			if err := p.action(ctx, s, a, d); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				failed = append(failed, &StepError{Step: s.Name, Action: a.Name, Err: interrupted(ctx, err)})
 			}
 			return nil
 		})
+		if a.Alone {
+			_ = group.Wait()
+		}
 	}
-	_ = group.Wait() // errors are in failed, all of them
+	_ = group.Wait()
 	switch {
 	case len(failed) == 1:
 		return failed[0]
@@ -280,9 +298,9 @@ func (p *performance) actions(ctx context.Context, s Step, actions []Action) err
 }
 
 // action performs one action, or finds that it is done.
-func (p *performance) action(ctx context.Context, s Step, a Action) (err error) {
-	before, begun := p.state.ActionState(s.Name, a.Name)
-	if before.Status == Done {
+func (p *performance) action(ctx context.Context, s Step, a Action, d direction) (err error) {
+	before, begun := find(d.before, s.Name, a.Name)
+	if before.Status == d.done {
 		p.tell(func(o Observer) { o.ActionSkipped(s, a, "done before") })
 		return nil
 	}
@@ -297,14 +315,14 @@ func (p *performance) action(ctx context.Context, s Step, a Action) (err error) 
 			return fmt.Errorf("find out whether an earlier attempt completed: %w", err)
 		}
 		if done {
-			if err := p.record(Record{Event: Done, Step: s.Name, Action: a.Name, Found: true}); err != nil {
+			if err := p.record(Record{Event: d.done, Step: s.Name, Action: a.Name, Found: true}); err != nil {
 				return err
 			}
 			p.tell(func(o Observer) { o.ActionSkipped(s, a, "found done") })
 			return nil
 		}
 	}
-	if err := p.record(Record{Event: Intent, Step: s.Name, Action: a.Name}); err != nil {
+	if err := p.record(Record{Event: d.intent, Step: s.Name, Action: a.Name}); err != nil {
 		return err
 	}
 	p.tell(func(o Observer) { o.ActionStarted(s, a) })
@@ -315,9 +333,9 @@ func (p *performance) action(ctx context.Context, s Step, a Action) (err error) 
 		if ctx.Err() != nil {
 			return err // cut off, not failed: the intent stays open
 		}
-		return errors.Join(err, p.record(Record{Event: Failed, Step: s.Name, Action: a.Name, Took: took, Error: err.Error()}))
+		return errors.Join(err, p.record(Record{Event: d.failed, Step: s.Name, Action: a.Name, Took: took, Error: err.Error()}))
 	}
-	done := Record{Event: Done, Step: s.Name, Action: a.Name, Took: took}
+	done := Record{Event: d.done, Step: s.Name, Action: a.Name, Took: took}
 	if data != nil {
 		if done.Data, err = json.Marshal(data); err != nil {
 			return fmt.Errorf("record its data: %w", err)

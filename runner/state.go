@@ -3,6 +3,8 @@ package runner
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -16,7 +18,7 @@ type Bind struct {
 type ActionState struct {
 	Step     string          `json:"step"`
 	Action   string          `json:"action"`
-	Status   Event           `json:"status"`          // Intent (running, or cut off), Done or Failed
+	Status   Event           `json:"status"`          // Intent (running, or cut off), Done or Failed; of an undo action Undoing, Undone or UndoFailed
 	Found    bool            `json:"found,omitempty"` // done, as found by asking reality
 	Attempts int             `json:"attempts"`
 	Time     time.Time       `json:"time"` // of the last record
@@ -32,6 +34,13 @@ type StepState struct {
 	Complete  bool   `json:"complete"`
 }
 
+// RollbackState is what the journal says of a rollback that has begun.
+type RollbackState struct {
+	To      string        `json:"to"` // the checkpoint
+	Began   time.Time     `json:"began"`
+	Actions []ActionState `json:"actions,omitempty"` // undo actions, in the order in which they began
+}
+
 // State is what the records of a journal amount to.
 type State struct {
 	Run        string        `json:"run,omitempty"` // empty: nothing has begun
@@ -39,9 +48,15 @@ type State struct {
 	Began      time.Time     `json:"began,omitzero"`
 	Last       time.Time     `json:"last,omitzero"` // of the last record
 	Finished   bool          `json:"finished"`
-	Checkpoint string        `json:"checkpoint,omitempty"` // the last step that ended as one
+	Checkpoint string        `json:"checkpoint,omitempty"` // the last step that ended as one, or to which the run was rolled back
 	Steps      []StepState   `json:"steps,omitempty"`      // in the order in which they began
 	Actions    []ActionState `json:"actions,omitempty"`    // in the order in which they began
+
+	// Rollback is nil unless a rollback has begun and is not complete.
+	Rollback *RollbackState `json:"rollback,omitempty"`
+	// RolledBack is the checkpoint to which the run was rolled back, "" when it
+	// was not, or went on since.
+	RolledBack string `json:"rolledBack,omitempty"`
 }
 
 // State derives the state of the run from the records so far.
@@ -51,28 +66,6 @@ func (j *Journal) State() State {
 
 func derive(records []Record) State {
 	var s State
-	steps := make(map[string]int)
-	step := func(name string) *StepState {
-		i, ok := steps[name]
-		if !ok {
-			i, steps[name] = len(s.Steps), len(s.Steps)
-			s.Steps = append(s.Steps, StepState{Step: name})
-		}
-		return &s.Steps[i]
-	}
-	actions := make(map[[2]string]int)
-	action := func(r Record) *ActionState {
-		step(r.Step)
-		key := [2]string{r.Step, r.Action}
-		i, ok := actions[key]
-		if !ok {
-			i, actions[key] = len(s.Actions), len(s.Actions)
-			s.Actions = append(s.Actions, ActionState{Step: r.Step, Action: r.Action})
-		}
-		a := &s.Actions[i]
-		a.Status, a.Time = r.Event, r.Time
-		return a
-	}
 	for _, r := range records {
 		s.Run, s.Last = r.Run, r.Time
 		switch r.Event {
@@ -82,25 +75,65 @@ func derive(records []Record) State {
 			// a Runner; the zero Bind it leaves matches no plan.
 			_ = json.Unmarshal(r.Data, &s.Bind)
 		case Confirmed:
-			step(r.Step).Confirmed = true
-		case Intent:
-			action(r).Attempts++
-		case Done:
-			a := action(r)
-			a.Found, a.Took, a.Data, a.Error = r.Found, r.Took, r.Data, ""
-		case Failed:
-			a := action(r)
-			a.Took, a.Error = r.Took, r.Error
+			s.step(r.Step).Confirmed = true
+		case Intent, Done, Failed:
+			s.step(r.Step)
+			enter(&s.Actions, r)
 		case StepComplete:
-			step(r.Step).Complete = true
+			s.step(r.Step).Complete = true
 		case StepCheckpoint:
-			step(r.Step).Complete = true
+			s.step(r.Step).Complete = true
 			s.Checkpoint = r.Step
 		case Finished:
 			s.Finished = true
+		case Rollback:
+			s.Finished = false
+			if s.Rollback == nil {
+				s.Rollback = &RollbackState{Began: r.Time}
+			}
+			s.Rollback.To = r.Step
+		case Undoing, Undone, UndoFailed:
+			if s.Rollback != nil {
+				enter(&s.Rollback.Actions, r)
+			}
+		case Reverted:
+			s.Steps = slices.DeleteFunc(s.Steps, func(x StepState) bool { return x.Step == r.Step })
+			s.Actions = slices.DeleteFunc(s.Actions, func(x ActionState) bool { return x.Step == r.Step })
+		case RolledBack:
+			s.Rollback, s.Checkpoint, s.RolledBack = nil, r.Step, r.Step
 		}
 	}
 	return s
+}
+
+// step is the state of a step that has begun.
+func (s *State) step(name string) *StepState {
+	s.RolledBack = ""
+	i := slices.IndexFunc(s.Steps, func(x StepState) bool { return x.Step == name })
+	if i < 0 {
+		i = len(s.Steps)
+		s.Steps = append(s.Steps, StepState{Step: name})
+	}
+	return &s.Steps[i]
+}
+
+// enter notes a record of an action.
+func enter(actions *[]ActionState, r Record) {
+	i := slices.IndexFunc(*actions, func(x ActionState) bool { return x.Step == r.Step && x.Action == r.Action })
+	if i < 0 {
+		i = len(*actions)
+		*actions = append(*actions, ActionState{Step: r.Step, Action: r.Action})
+	}
+	a := &(*actions)[i]
+	a.Status, a.Time = r.Event, r.Time
+	switch r.Event {
+	case Intent, Undoing:
+		a.Attempts++
+	case Done, Undone:
+		a.Found, a.Took, a.Data, a.Error = r.Found, r.Took, r.Data, ""
+	case Failed, UndoFailed:
+		a.Took, a.Error = r.Took, r.Error
+	}
 }
 
 // StepState returns what is known of a step; the zero StepState when it has not begun.
@@ -115,7 +148,11 @@ func (s State) StepState(step string) StepState {
 
 // ActionState returns what is known of an action, and whether it was begun.
 func (s State) ActionState(step, action string) (ActionState, bool) {
-	for _, a := range s.Actions {
+	return find(s.Actions, step, action)
+}
+
+func find(actions []ActionState, step, action string) (ActionState, bool) {
+	for _, a := range actions {
 		if a.Step == step && a.Action == action {
 			return a, true
 		}
@@ -134,4 +171,15 @@ func (s State) Data(step, action string, into any) (bool, error) {
 		return false, fmt.Errorf("read what step %s, %s recorded: %w", step, action, err)
 	}
 	return true, nil
+}
+
+// Measured tells how long an action took when it last completed; like names it
+// as [Action.Like] does. 0 when it never did.
+func (s State) Measured(like string) time.Duration {
+	step, action, _ := strings.Cut(like, "/")
+	a, _ := s.ActionState(step, action)
+	if a.Status != Done || a.Found {
+		return 0
+	}
+	return a.Took
 }

@@ -40,6 +40,15 @@ type Action struct {
 	Summary string `json:"summary,omitempty"`
 	// Command is what a person would type to do the same.
 	Command string `json:"command,omitempty"`
+	// Bytes is about how much the action moves; 0 when that is little or unknown.
+	Bytes int64 `json:"bytes,omitempty"`
+	// Like names an action of the run, as step/action, that takes about as
+	// long: where the journal has measured it, a preview can tell.
+	Like string `json:"like,omitempty"`
+	// Alone keeps the action from running beside others of its step, where
+	// these run in parallel: it waits for those before it, and those after it
+	// wait for it.
+	Alone bool `json:"-"`
 
 	// Run performs the action. It returns nil only when the work is complete
 	// and durable. What it returns as data is journaled as JSON with done and
@@ -82,14 +91,23 @@ type Step struct {
 	// for a preview, and again whenever the step is continued, when it may
 	// leave out or add actions but must keep the names of those it repeats.
 	Actions func(ctx context.Context) ([]Action, error) `json:"-"`
+
+	// Undo computes the actions that take back what the step did, in the order
+	// in which they are performed; nil means that there is nothing to take
+	// back. It changes nothing. The step may be complete, or have stopped
+	// anywhere: the actions start from whatever they find. Their names are
+	// apart from those of Actions, and are kept as theirs are.
+	Undo func(ctx context.Context) ([]Action, error) `json:"-"`
 }
 
 // actions computes the step's actions and checks them.
-func (s Step) actions(ctx context.Context) ([]Action, error) {
-	if s.Actions == nil {
+func (s Step) actions(ctx context.Context) ([]Action, error) { return computed(ctx, s.Actions) }
+
+func computed(ctx context.Context, compute func(context.Context) ([]Action, error)) ([]Action, error) {
+	if compute == nil {
 		return nil, nil
 	}
-	actions, err := s.Actions(ctx)
+	actions, err := compute(ctx)
 	if err != nil {
 		return nil, err
 	}
