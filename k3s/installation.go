@@ -46,6 +46,7 @@ type Installation struct {
 	Links     []string           `json:"links"`
 	Unit      string             `json:"unit"` // path of the unit file
 	Active    bool               `json:"active"`
+	Disabled  bool               `json:"disabled,omitempty"`   // the unit does not start with the host
 	OtherUnit []string           `json:"otherUnits,omitempty"` // further k3s*.service files
 	DropIns   []string           `json:"dropIns,omitempty"`    // of the unit
 	EnvFiles  []string           `json:"envFiles"`             // those that exist
@@ -110,7 +111,7 @@ func (i *Installation) Storage() string {
 const find = `
 for u in k3s k3s-agent; do
   p=$(systemctl show -p FragmentPath --value $u.service 2>/dev/null)
-  [ -n "$p" ] && [ -e "$p" ] && echo "unit=$p" && echo "active=$u $(systemctl is-active $u.service)"
+  [ -n "$p" ] && [ -e "$p" ] && echo "unit=$p" && echo "active=$u $(systemctl is-active $u.service)" && echo "enabled=$u $(systemctl is-enabled $u.service 2>/dev/null)"
   for f in $(systemctl show -p DropInPaths --value $u.service 2>/dev/null); do case $f in */$u.service.d/*) echo "dropin=$f" ;; esac; done
 done
 for f in /etc/systemd/system/k3s*.service; do [ -e "$f" ] && echo "units=$f"; done
@@ -142,6 +143,7 @@ func Read(ctx context.Context, h *remote.Host) (*Installation, error) {
 	in.DropIns = facts["dropin"]
 	name := strings.TrimSuffix(path.Base(in.Unit), ".service")
 	in.Active = slices.Contains(facts["active"], name+" active")
+	in.Disabled = !slices.Contains(facts["enabled"], name+" enabled")
 
 	unit, err := h.ReadFile(ctx, in.Unit)
 	if err != nil {

@@ -113,6 +113,41 @@ func (i *Installation) Uninstalled(ctx context.Context, h *remote.Host) (bool, e
 	return out == "gone", nil
 }
 
+// SetAsideJob is the script that makes way for an installation that is put back:
+// whatever is there now of configuration, unit, env files and the server's state is
+// moved into dir, under the path that it had, and nothing is deleted that is not
+// complete there. Binary and scripts are left to be replaced, the agent's images
+// to be used again. K3s must be stopped.
+func (i *Installation) SetAsideJob(dir string) string {
+	files := []string{i.Unit, i.Unit + ".env", "/etc/rancher"}
+	for _, f := range append(slices.Clone(i.EnvFiles), i.Config...) {
+		if !slices.Contains(files, f) && !strings.HasPrefix(f, "/etc/rancher/") {
+			files = append(files, f)
+		}
+	}
+	return fmt.Sprintf(`set -eu
+umask 077
+aside() {
+  [ -e "$1" ] || [ -L "$1" ] || return 0
+  to=%[1]s$1 n=1
+  while [ -e "$to" ] || [ -L "$to" ]; do n=$((n+1)); to=%[1]s$1.$n; done
+  mkdir -p -- "$(dirname -- "$to")"
+  if [ "$(stat -c %%d -- "$1")" = "$(stat -c %%d -- "$(dirname -- "$to")")" ]; then
+    mv -T -- "$1" "$to"
+  else
+    rm -rf -- "$to.part"
+    cp -a -- "$1" "$to.part"
+    sync -f "$to.part"
+    mv -T -- "$to.part" "$to"
+    sync -f "$to"
+    rm -rf --one-file-system -- "$1"
+  fi
+}
+for f in %[2]s; do aside "$f"; done
+systemctl daemon-reload
+sync`, remote.Quote(dir), remote.Quote(append(files, i.ServerDir())...))
+}
+
 // InstallJob is the script that runs K3s's install script, which lies at
 // scriptPath on the host, over the binary that was put back; version is empty to
 // keep that binary, else the release to download. The service is enabled and not

@@ -212,24 +212,28 @@ func (m *Migration) start(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "node", Target: m.onCluster(), Summary: "Wait for the node to be Ready with a podCIDR of each family",
 		Command: "kubectl wait --for=condition=Ready node --all && kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}'",
-		Run: func(ctx context.Context) (any, error) {
-			ctx, cancel := context.WithTimeout(ctx, apiDeadline)
-			defer cancel()
-			c, err := m.rebuilt(ctx)
-			if err != nil {
-				return nil, err
-			}
-			t := m.Progress.Wait("Waiting for the node")
-			defer t.Done()
-			if err := c.WaitAPI(ctx, t); err != nil {
-				return nil, err
-			}
-			for _, n := range m.Facts.Cluster.Nodes {
-				if err := c.WaitNode(ctx, n.Name, 2, t); err != nil {
-					return nil, err
-				}
-			}
-			return nil, nil
-		},
+		Run:     func(ctx context.Context) (any, error) { return nil, m.waitNodes(ctx, 2) },
 	}}, nil
+}
+
+// waitNodes waits for the API and for every node to be Ready with a podCIDR of so
+// many families.
+func (m *Migration) waitNodes(ctx context.Context, families int) error {
+	ctx, cancel := context.WithTimeout(ctx, apiDeadline)
+	defer cancel()
+	c, err := m.rebuilt(ctx)
+	if err != nil {
+		return err
+	}
+	t := m.Progress.Wait("Waiting for the node")
+	defer t.Done()
+	if err := c.WaitAPI(ctx, t); err != nil {
+		return err
+	}
+	for _, n := range m.Facts.Cluster.Nodes {
+		if err := c.WaitNode(ctx, n.Name, families, t); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -48,12 +48,19 @@ type Migration struct {
 	// asked.
 	Ask remote.AskFunc
 
+	// KeepPresent makes a rollback leave volumes that are there as they are; by
+	// default the backup's contents come back and what differs is set aside.
+	KeepPresent bool
+
 	// Facts are nil until the survey has taken them.
 	Facts *survey.Facts
 	// Findings are preflight's, once it ran.
 	Findings []preflight.Finding
 	// Report is the verification's, once it ran.
 	Report *verify.Report
+	// Unlike is what a rollback's comparison with the old cluster found, once it
+	// was made.
+	Unlike []verify.Check
 
 	// proven is set once this process has proven the whole set, as it then was.
 	proven bool
@@ -181,10 +188,15 @@ func (m *Migration) hostAndSet(ctx context.Context) (*remote.Host, *backup.Set, 
 	return h, set, err
 }
 
-// Bind is what the run is bound to from its first backup on: what the cluster
-// becomes and what is kept of it. How the host is reached, the platform's
-// command, the verification and the private keys may be mended meanwhile.
-func (m *Migration) Bind() runner.Bind {
+// hostKey names the host key's fingerprint among what a run is bound to.
+const hostKey = "host key"
+
+// bind is what the run is bound to from its first backup on: the host that has
+// this key, what the cluster becomes and what is kept of it. How the host is
+// reached, the platform's command, the verification and the private keys may be
+// mended meanwhile. Machine, K3s and volumes are compared with the facts, see
+// unmoved.
+func (m *Migration) bind(key string) runner.Bind {
 	spec := m.Plan.Spec
 	text := func(v any) string {
 		data, err := json.Marshal(v)
@@ -194,6 +206,7 @@ func (m *Migration) Bind() runner.Bind {
 		return string(data)
 	}
 	return runner.Bind{Plan: m.Plan.Metadata.Name, Extra: map[string]string{
+		hostKey:                             key,
 		"spec.hosts[0].name":                m.Plan.Server().Name,
 		"spec.network":                      text(spec.Network),
 		"spec.k3s.version":                  spec.K3s.Version,

@@ -231,6 +231,7 @@ func TestPlannedActions(t *testing.T) {
 // crash, with the reason why doing them again does no harm. A new action is put
 // here with its reason, or gets a Done.
 var repeatable = map[string]string{
+	"network/note":       "reads; it is durable before anything is changed",
 	"network/sysctl":     "writes the same file and applies it",
 	"install/files":      "writes the same files",
 	"install/identity":   "writes the same files, before the first start",

@@ -2,7 +2,9 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"path"
 	"strings"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"sunbeam.pt/k3s-dualstack/backup"
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/survey"
 )
 
 // quiesce ends everything that writes. The workloads' objects are left as they
@@ -47,6 +50,59 @@ func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 	}}, nil
 }
 
+// undoQuiesce starts the old cluster again, as it was.
+func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
+	in := m.Facts.K3s
+	enable := ""
+	if !in.Disabled {
+		enable = "systemctl enable -q " + remote.Quote(in.UnitName()) + " && "
+	}
+	return []runner.Action{{
+		Name: "start again", Target: m.onHost(), Like: "start/start",
+		Summary: "Start K3s as it was, and wait until it is up",
+		Command: enable + "systemctl start " + remote.Quote(in.UnitName()),
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if err := m.settle(ctx, h, "quiesce"); err != nil {
+				return nil, err
+			}
+			if enable != "" {
+				if err := h.Run(ctx, enable+"true"); err != nil {
+					return nil, fmt.Errorf("host %s: enabling K3s: %w", h.Name(), err)
+				}
+			}
+			t := m.Progress.Wait("Starting K3s")
+			defer t.Done()
+			m.forgetClient()
+			return nil, in.Start(ctx, h, t)
+		},
+	}, {
+		Name: "node again", Target: m.onCluster(), Like: "start/node",
+		Summary: "Wait for the node to be Ready",
+		Command: "kubectl wait --for=condition=Ready node --all",
+		Run:     func(ctx context.Context) (any, error) { return nil, m.waitNodes(ctx, 1) },
+	}}, nil
+}
+
+// settle waits until a job on the host that an earlier process may have left
+// running has ended, however it ended, and forgets it.
+func (m *Migration) settle(ctx context.Context, h *remote.Host, job string) error {
+	t := m.Progress.Wait("Waiting for the end of job " + job)
+	defer t.Done()
+	err := h.WaitJob(ctx, job, io.Discard)
+	var exit *remote.ExitError
+	switch {
+	case errors.Is(err, remote.ErrNoJob):
+		return nil
+	case err == nil, errors.Is(err, remote.ErrJobLost), errors.As(err, &exit):
+		return h.ForgetJob(ctx, job)
+	}
+	return fmt.Errorf("host %s: waiting for the end of job %s: %w", h.Name(), job, err)
+}
+
 // refresh makes what was exported while the cluster ran current again: between
 // the first export and the stop a person may have taken days, and cert-manager
 // may have renewed. What a refresh cannot cover stops the run.
@@ -55,9 +111,8 @@ func (m *Migration) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if moved := m.Facts.Moved(now); len(moved) > 0 {
-		return fmt.Errorf("the cluster is no longer the one that was surveyed at %s:\n  %s\nit runs as before; to begin anew with what is there now, move %s away and run again",
-			m.Facts.Taken.Local().Format(time.DateTime), strings.Join(moved, "\n  "), m.Plan.Spec.WorkDir)
+	if err := m.moved(now); err != nil {
+		return err
 	}
 	if _, err := m.keepObjects(ctx); err != nil {
 		return err
@@ -73,6 +128,16 @@ func (m *Migration) refresh(ctx context.Context) error {
 	}
 	m.Facts = now
 	return nil
+}
+
+// moved refuses what a refresh cannot cover, and names each difference.
+func (m *Migration) moved(now *survey.Facts) error {
+	moved := m.Facts.Moved(now)
+	if len(moved) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the cluster is no longer the one that was surveyed at %s:\n  %s\nit runs as before; to begin anew with what is there now, move %s away and run again",
+		m.Facts.Taken.Local().Format(time.DateTime), strings.Join(moved, "\n  "), m.Plan.Spec.WorkDir)
 }
 
 // freeze backs up what could not be had while the cluster ran: the datastore,

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
@@ -30,20 +33,12 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	if err := m.checkUntil(until); err != nil {
 		return err
 	}
-	lock, err := runner.Acquire(m.LockPath())
-	var held *runner.HeldError
-	if errors.As(err, &held) {
+	lock, err := m.lockLaptop()
+	if err != nil {
 		return err
 	}
-	if err != nil {
-		return fmt.Errorf("laptop: using the work directory %s (spec.workDir): %w", m.Plan.Spec.WorkDir, err)
-	}
 	defer lock.Release()
-	// An earlier process may have been killed while the platform command ran.
-	if err := os.Remove(m.kubeconfig()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("laptop: removing a kubeconfig that an earlier run left: %w", err)
-	}
-	if err := m.lookAnew(); err != nil {
+	if err := m.beginAnew(); err != nil {
 		return err
 	}
 	journal, err := runner.OpenJournal(m.JournalPath())
@@ -51,9 +46,19 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		return err
 	}
 	defer journal.Close()
-	r := runner.Runner{Steps: m.Sequence(), Bind: m.Bind(), Journal: journal, Observer: observer, Confirm: confirm}
+	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer, Confirm: confirm}
+	state := journal.State()
+	if state.Finished || state.Rollback != nil {
+		r.Bind = m.bind(state.Bind.Extra[hostKey])
+		return r.Run(ctx, until) // which says so
+	}
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	r.Bind = m.bind(h.HostKey())
 	const lookOnly = "preflight"
-	if until == "survey" || until == lookOnly || journal.State().Finished {
+	if until == "survey" || until == lookOnly {
 		return r.Run(ctx, until)
 	}
 	if err := r.Run(ctx, lookOnly); err != nil {
@@ -64,22 +69,104 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		return err
 	}
 	defer func() { err = errors.Join(err, release()) }()
+	if err := m.unmoved(ctx, state); err != nil {
+		return err
+	}
 	journal.Mirror = func(line []byte) error { return m.mirror(ctx, line) }
 	return r.Run(ctx, until)
 }
 
-// lookAnew forgets a run that only looked: the admin has been repairing host or
-// plan since, and the facts are to be taken, and judged, as they are now.
-func (m *Migration) lookAnew() error {
-	begun, err := m.Begun()
-	if err != nil || begun {
+// lockLaptop takes the laptop's half of the lock, and removes what a process
+// left that was killed with it.
+func (m *Migration) lockLaptop() (*runner.Lock, error) {
+	lock, err := runner.Acquire(m.LockPath())
+	var held *runner.HeldError
+	if errors.As(err, &held) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("laptop: using the work directory %s (spec.workDir): %w", m.Plan.Spec.WorkDir, err)
+	}
+	// The platform command may have been running.
+	if err := os.Remove(m.kubeconfig()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("laptop: removing a kubeconfig that an earlier run left: %w", err), lock.Release())
+	}
+	return lock, nil
+}
+
+// beginAnew makes way for a new run where the journal's is over: one that only
+// looked is forgotten, since the admin has been repairing host or plan since,
+// and one that was taken back to the old cluster is put aside. The facts are to
+// be taken, and judged, as they are now.
+func (m *Migration) beginAnew() error {
+	state, err := m.State()
+	if err != nil {
 		return err
 	}
+	over := func(file string) error { return os.Remove(file) }
+	switch {
+	case state.RolledBack == whole:
+		over = func(file string) error {
+			ext := filepath.Ext(file)
+			return os.Rename(file, strings.TrimSuffix(file, ext)+"."+state.Run+ext)
+		}
+	case begun(state):
+		return nil
+	}
 	m.Facts = nil
-	for _, file := range []string{m.JournalPath(), m.JournalPath() + ".mirrored", m.file(factsFile)} {
-		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(m.JournalPath() + ".mirrored"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("laptop: beginning anew: %w", err)
+	}
+	// The journal goes last: it tells that the others are to go.
+	for _, file := range []string{m.file(factsFile), m.JournalPath()} {
+		if err := over(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("laptop: beginning anew: %w", err)
 		}
+	}
+	return nil
+}
+
+// unmoved refuses to go on with a run whose host or cluster is no longer what it
+// began with. Facts that this very process took need no second look.
+func (m *Migration) unmoved(ctx context.Context, before runner.State) error {
+	if !begun(before) {
+		return nil
+	}
+	if err := m.sameMachine(ctx); err != nil {
+		return err
+	}
+	if _, stopped := before.ActionState("quiesce", "stop"); stopped {
+		return nil // there is nobody to ask, and nothing new can have come
+	}
+	t := m.Progress.Wait("Comparing host and cluster with the facts of the run")
+	defer t.Done()
+	now, err := m.Survey(ctx)
+	if err != nil {
+		return err
+	}
+	return m.moved(now)
+}
+
+// MachineError says that another machine answers than the run began with.
+type MachineError struct{ Host, Was, Is string }
+
+func (e *MachineError) Error() string {
+	return fmt.Sprintf("host %s: the run began on the machine with the machine-id %s, and the one that answers has %s: spec.hosts[0].address leads elsewhere now, or the host was installed anew; nothing was done",
+		e.Host, e.Was, e.Is)
+}
+
+// sameMachine keeps the run's actions from another machine's disk.
+func (m *Migration) sameMachine(ctx context.Context) error {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	id, err := h.Output(ctx, "cat /etc/machine-id")
+	if err != nil {
+		return fmt.Errorf("host %s: reading its machine-id: %w", h.Name(), err)
+	}
+	if was := m.Facts.Host.MachineID; id != was {
+		return &MachineError{Host: h.Name(), Was: was, Is: id}
 	}
 	return nil
 }
@@ -142,35 +229,11 @@ func (m *Migration) Holder() (*runner.Holder, error) {
 // that it began with.
 func (m *Migration) Begun() (bool, error) {
 	s, err := m.State()
-	if err != nil {
-		return false, err
-	}
-	for _, step := range s.Steps {
-		if step.Step != "survey" && step.Step != "preflight" {
-			return true, nil
-		}
-	}
-	return false, nil
+	return begun(s), err
 }
 
-// GiveUp is what a person types to have the old cluster back while nothing was
-// removed yet; empty when K3s was not stopped, or is being uninstalled.
-func (m *Migration) GiveUp() string {
-	s, err := m.State()
-	if err != nil || m.Facts == nil {
-		return ""
-	}
-	stopped := false
-	for _, a := range s.Actions {
-		if a.Step == "uninstall" && a.Action == "uninstall" {
-			return ""
-		}
-		stopped = stopped || a.Step == "quiesce" && a.Action == "stop"
-	}
-	if !stopped {
-		return ""
-	}
-	return "systemctl enable --now " + m.Facts.K3s.UnitName()
+func begun(s runner.State) bool {
+	return slices.ContainsFunc(s.Steps, func(x runner.StepState) bool { return x.Step != "survey" && x.Step != "preflight" })
 }
 
 func (m *Migration) lockHost(ctx context.Context) (release func() error, err error) {

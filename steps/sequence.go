@@ -23,6 +23,12 @@ const (
 	prove   = "Prove"
 )
 
+// whole is the checkpoint at which the old cluster runs. Between seal, at which
+// it is stopped, and verify, at which the new one runs, there is no other: what
+// the new cluster holds until then goes with it, so that the steps which fill it
+// have nothing of their own to undo.
+const whole = "protect"
+
 // Sequence is the migration from beginning to end.
 func (m *Migration) Sequence() []runner.Step {
 	return []runner.Step{
@@ -33,12 +39,12 @@ func (m *Migration) Sequence() []runner.Step {
 		{Name: "gate", Title: "Prove the backup set", Phase: protect, ReadOnly: true, Actions: m.gate},
 
 		// Here the downtime begins.
-		{Name: "quiesce", Title: "Stop K3s and its containers in good order", Phase: rebuild, Gate: m.question(), Actions: m.quiesce},
+		{Name: "quiesce", Title: "Stop K3s and its containers in good order", Phase: rebuild, Gate: m.question(), Actions: m.quiesce, Undo: m.undoQuiesce},
 		{Name: "freeze", Title: "Back up what changed until the stop, and K3s's state", Phase: rebuild, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.freeze},
 		{Name: "seal", Title: "Prove the whole backup set", Phase: rebuild, ReadOnly: true, Checkpoint: true, Actions: m.seal},
 		// Here is the point of no return: what follows destroys the old cluster.
-		{Name: "uninstall", Title: "Uninstall K3s", Phase: rebuild, Actions: m.uninstall},
-		{Name: "network", Title: "Prepare the host's network for IPv6 forwarding", Phase: rebuild, Actions: m.network},
+		{Name: "uninstall", Title: "Uninstall K3s", Phase: rebuild, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.uninstall, Undo: m.undoUninstall},
+		{Name: "network", Title: "Prepare the host's network for IPv6 forwarding", Phase: rebuild, Actions: m.network, Undo: m.undoNetwork},
 		{Name: "install", Title: "Install K3s again with dual-stack settings", Phase: rebuild, Actions: m.install},
 
 		{Name: "volumes", Title: "Bring back the volumes' data", Phase: revive, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.volumes},

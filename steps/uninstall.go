@@ -19,7 +19,7 @@ import (
 func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
 	return []runner.Action{{
-		Name: "look", Target: m.onHost(),
+		Name: "look", Target: m.onHost(), Alone: true,
 		Summary: "Compare the stopped host with the backup set once more; back up again what differs",
 		Command: "find … -printf … | sha256sum; sha256sum " + remote.Quote(in.Database()),
 		Run:     func(ctx context.Context) (any, error) { return nil, m.lastLook(ctx) },
@@ -31,7 +31,7 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 			return m.uninstallBegun(ctx, h)
 		},
 	}, {
-		Name: "uninstall", Target: m.onHost(),
+		Name: "uninstall", Target: m.onHost(), Alone: true,
 		Summary: "Run K3s's uninstall script: it deletes binary, configuration, datastore and local-path volumes",
 		Command: "K3S_DATA_DIR=" + remote.Quote(in.DataDir, in.Uninstall),
 		Run: func(ctx context.Context) (any, error) {
@@ -57,18 +57,8 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 			}
 			// The script deletes itself even when it did not get through; the
 			// backup has it for another try.
-			for _, script := range []string{in.Killall, in.Uninstall} {
-				if _, err := h.ReadFile(ctx, script); errors.Is(err, fs.ErrNotExist) {
-					set, err := m.Set()
-					if err != nil {
-						return nil, err
-					}
-					if err := restore.Tree(ctx, h, set, k3sFiles, m.Progress, script); err != nil {
-						return nil, fmt.Errorf("putting back %s: %w", script, err)
-					}
-				} else if err != nil {
-					return nil, err
-				}
+			if err := m.putScripts(ctx, h); err != nil {
+				return nil, err
 			}
 			return nil, m.job(ctx, "uninstall", "Uninstalling K3s", in.UninstallJob())
 		},
@@ -80,6 +70,24 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 			return in.Uninstalled(ctx, h)
 		},
 	}}, nil
+}
+
+// putScripts puts back K3s's killall and uninstall scripts where they are gone.
+func (m *Migration) putScripts(ctx context.Context, h *remote.Host) error {
+	for _, script := range []string{m.Facts.K3s.Killall, m.Facts.K3s.Uninstall} {
+		_, err := h.ReadFile(ctx, script)
+		if errors.Is(err, fs.ErrNotExist) {
+			var set *backup.Set
+			if set, err = m.Set(); err != nil {
+				return err
+			}
+			err = restore.Tree(ctx, h, set, k3sFiles, m.Progress, script)
+		}
+		if err != nil {
+			return fmt.Errorf("putting back %s: %w", script, err)
+		}
+	}
+	return nil
 }
 
 // uninstalling lies on the host from before the uninstall's first deletion, and

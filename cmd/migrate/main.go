@@ -135,6 +135,7 @@ anywhere; the same command continues it.`),
 		Example: `  migrate plan -f plan.yaml       # look at the host, print every step, change nothing
   migrate run -f plan.yaml        # do it, or continue it
   migrate status -f plan.yaml     # where is it?
+  migrate rollback -f plan.yaml   # back to the old cluster
   migrate verify -f plan.yaml     # does dual-stack work?`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -142,7 +143,7 @@ anywhere; the same command continues it.`),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(planCommand(), runCommand(), statusCommand(), verifyCommand(), schemaCommand(), versionCommand())
+	root.AddCommand(planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), verifyCommand(), schemaCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	completion, _, _ := root.Find([]string{"completion"})
 	completion.RunE = root.RunE // without it, any argument would be taken

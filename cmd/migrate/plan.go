@@ -25,7 +25,9 @@ type preview struct {
 	Findings []preflight.Finding `json:"findings"`
 	Facts    *survey.Facts       `json:"facts"`
 	Steps    []runner.Planned    `json:"steps"`
-	Begun    bool                `json:"begun"`
+	// Fallbacks say for each step what a failure in it means.
+	Fallbacks map[string]steps.Fallback `json:"fallbacks"`
+	Begun     bool                      `json:"begun"`
 }
 
 func planCommand() *cobra.Command {
@@ -80,6 +82,9 @@ status is 3 when a finding forbids the run.`),
 		}
 		p.Settings = steps.WithoutSecrets(p.Settings)
 		if p.Steps, err = runner.Preview(c.Context(), m.Sequence()); err != nil {
+			return err
+		}
+		if p.Fallbacks, err = m.Fallbacks(c.Context()); err != nil {
 			return err
 		}
 		s := m.Plan.Server()
@@ -165,6 +170,7 @@ func (p preview) print(w io.Writer, file string) {
 			fmt.Fprintf(w, "\n%s\n", strings.ToUpper(phase))
 		}
 		fmt.Fprintf(w, "%3d. %-10s %s\n", i+1, s.Name, s.Title)
+		fmt.Fprintf(w, "     %-10s ↩ %s\n", "", onFailure(s, p.Fallbacks[s.Name]))
 		if s.Gate != nil {
 			fmt.Fprintf(w, "     %-10s ? asks before it begins; the host's name has to be typed\n", "")
 		}
@@ -186,4 +192,23 @@ func (p preview) print(w io.Writer, file string) {
 		return
 	}
 	fmt.Fprintf(w, "To do it: migrate run -f %s\n", file)
+}
+
+// onFailure says what a failure in a step means: running again continues in any
+// case; this is what the way back takes.
+func onFailure(s runner.Planned, f steps.Fallback) string {
+	switch {
+	case f.To == "" && s.Name == "finish":
+		return "if it fails: the cluster is whole and dual-stack; run it again"
+	case f.To == "":
+		return "if it fails: the cluster runs as before; nothing to take back"
+	}
+	what := fmt.Sprintf("%d actions", len(f.Actions))
+	if len(f.Actions) <= 2 {
+		what = strings.Join(f.Actions, "; ")
+	}
+	if f.Bytes > 0 {
+		what += ", " + mib(f.Bytes) + " to move"
+	}
+	return fmt.Sprintf("if it fails: rollback returns to %s: %s", f.To, what)
 }

@@ -70,6 +70,10 @@ the downtime, when the backup set is complete and proven; --yes answers.`),
 			return &shownError{err}
 		case inhibited != nil:
 		default:
+			var back *runner.RollingBackError
+			if errors.As(err, &back) {
+				return fmt.Errorf("%w: migrate rollback -f %s", err, *file)
+			}
 			var step *runner.StepError
 			if !errors.As(err, &step) {
 				return err // nothing was begun, and nothing is to be continued
@@ -80,10 +84,10 @@ the downtime, when the backup set is complete and proven; --yes answers.`),
 			} else {
 				fmt.Fprintf(w, "\nmigrate: %v\n", err)
 			}
-			if giveUp := m.GiveUp(); giveUp != "" {
-				fmt.Fprintf(w, "K3s is stopped and nothing was removed. To have the old cluster back instead, on the host: %s\n", giveUp)
-			}
 			fmt.Fprintf(w, "To see where it is: migrate status -f %s\nTo continue: %s\n", *file, again)
+			if m.WayBack() != "" {
+				fmt.Fprintf(w, "To have the old cluster back instead: migrate rollback -f %s\n", *file)
+			}
 			return &shownError{err}
 		}
 		return err

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/steps"
+	"sunbeam.pt/k3s-dualstack/verify"
+)
+
+func rollbackCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "rollback",
+		Short: "Take the run back to a checkpoint: by default, to the old cluster",
+		Long: strings.TrimSpace(`
+Take back what the run did since a checkpoint, and compare the result with what
+was there. Without --to it goes to the last state in which the cluster was
+whole. First it shows every action, and what does not stay; then it asks.
+
+Before the uninstall, K3s is started again as it was. After it, the old
+installation is put back from the backup set, datastore and volumes included.
+Nothing is lost: what is replaced is kept aside on the host.
+
+A rollback that failed or was cut off is continued by the same command. After it
+'migrate run' begins anew.`),
+		Example: `  migrate rollback -f plan.yaml --dry-run    # what would it do, what would be lost?
+  migrate rollback -f plan.yaml
+  migrate rollback -f plan.yaml --to seal    # the old installation, stopped, as before the uninstall
+  migrate rollback -f plan.yaml --volumes present   # keep what workloads wrote since`,
+		Args: cobra.NoArgs,
+	}
+	file, format := planFlag(c), formatFlag(c)
+	yes := c.Flags().BoolP("yes", "y", false, "agree without being asked")
+	dry := c.Flags().Bool("dry-run", false, "show what would be done and change nothing")
+	to := c.Flags().String("to", "", "the `checkpoint` to return to")
+	volumes := c.Flags().String("volumes", "backup", "which contents of volumes win, `backup` or present; with backup, what is there is kept aside")
+	_ = c.RegisterFlagCompletionFunc("volumes", cobra.FixedCompletions([]string{"backup", "present"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		m, err := load(c, *file)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		defer m.Close()
+		names, err := m.Checkpoints()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := checkFormat(*format); err != nil {
+			return err
+		}
+		if *volumes != "backup" && *volumes != "present" {
+			return usageError{fmt.Errorf("--volumes %q: it is backup or present", *volumes)}
+		}
+		if *format == "json" && !*dry {
+			return usageError{errors.New("--output json: it is for --dry-run")}
+		}
+		m, err := load(c, *file)
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		m.KeepPresent = *volumes == "present"
+		again := "migrate rollback -f " + *file
+		if *to != "" {
+			again += " --to " + *to
+		}
+		if m.KeepPresent {
+			again += " --volumes present"
+		}
+		if *dry {
+			u, err := m.Unwind(c.Context(), *to)
+			if err == nil {
+				err = m.Written(c.Context(), &u)
+			}
+			if err != nil {
+				return rollbackError(err)
+			}
+			if *format == "json" {
+				return writeJSON(c.OutOrStdout(), u)
+			}
+			printUnwinding(c.OutOrStdout(), u)
+			_, err = fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\n", again)
+			return err
+		}
+		out := m.Progress.Writer()
+		err = m.Rollback(c.Context(), *to, &watcher{w: out}, func(ctx context.Context, u steps.Unwinding) (bool, error) {
+			printUnwinding(out, u)
+			if *yes || len(u.Actions) == 0 {
+				return true, nil
+			}
+			return ask(ctx, c.InOrStdin(), out, runner.Gate{
+				Question: "The cluster on " + u.Host + " is down meanwhile. Type the host's name to go on", Expect: u.Host,
+			})
+		})
+		printChecks(c.OutOrStdout(), m.Unlike)
+		w := c.ErrOrStderr()
+		var (
+			step       *runner.StepError
+			unverified *steps.UnverifiedError
+			done       *steps.RolledBackError
+		)
+		switch {
+		case errors.As(err, &done):
+			fmt.Fprintf(w, "%v. To begin anew: migrate run -f %s\n", done, *file)
+			return nil
+		case err == nil:
+			fmt.Fprintf(w, "\nThe rollback is complete. To go on from here: migrate run -f %s\n", *file)
+			return nil
+		case errors.As(err, &unverified):
+			fmt.Fprintf(w, "\nThe rollback is complete, and the cluster is not as it was: %v, see above. The backup set has what it was: migrate backup list -f %s\n", err, *file)
+			return &shownError{err}
+		case errors.Is(err, runner.ErrDeclined):
+			fmt.Fprintf(w, "\nNot agreed; nothing was changed. To be asked again: %s\n", again)
+			return &shownError{err}
+		case errors.As(err, &step):
+			if errors.Is(err, context.Canceled) {
+				fmt.Fprintf(w, "\nmigrate: interrupted while taking back step %s\n", step.Step)
+			} else {
+				fmt.Fprintf(w, "\nmigrate: taking back %v\n", err)
+			}
+			fmt.Fprintf(w, "To continue: %s\nIf it cannot finish, the rest by hand: migrate runbook -f %s\n", again, *file)
+			return &shownError{err}
+		}
+		return rollbackError(err)
+	}
+	return c
+}
+
+// rollbackError marks what is wrong with the command line.
+func rollbackError(err error) error {
+	var (
+		unknown *steps.UnknownStepError
+		reached *runner.CheckpointError
+		whole   *steps.WholeError
+	)
+	if errors.As(err, &unknown) || errors.As(err, &reached) || errors.As(err, &whole) {
+		return usageError{err}
+	}
+	return err
+}
+
+// printUnwinding shows what a rollback does, as `plan` shows a run.
+func printUnwinding(w io.Writer, u steps.Unwinding) {
+	fmt.Fprintf(w, "Rollback of host %s to checkpoint %s\n", u.Host, u.To)
+	if len(u.Actions) == 0 {
+		fmt.Fprintln(w, "\nNothing was changed on host or cluster since: there is nothing to take back.")
+		return
+	}
+	step := ""
+	var bytes int64
+	for _, a := range u.Actions {
+		if a.Step != step {
+			step = a.Step
+			fmt.Fprintf(w, "\n  taking back %s\n", step)
+		}
+		fmt.Fprintf(w, "     - [%s] %s%s\n", a.Target, a.Summary, takes(a))
+		if a.Command != "" {
+			fmt.Fprintf(w, "       $ %s\n", a.Command)
+		}
+		bytes += a.Bytes
+	}
+	fmt.Fprintf(w, "\nTo move: about %s. ", mib(bytes))
+	if len(u.Lost) == 0 {
+		fmt.Fprintln(w, "Nothing is lost.")
+		return
+	}
+	fmt.Fprintln(w, "What does not stay:")
+	for _, l := range u.Lost {
+		fmt.Fprintf(w, "  - %s\n", l)
+	}
+}
+
+// takes is how long the run took for the same, or else how much there is to move.
+func takes(a steps.UndoAction) string {
+	switch {
+	case a.Measured > 0:
+		return fmt.Sprintf(" (the like took %s)", a.Measured.Round(100*time.Millisecond))
+	case a.Bytes > 0:
+		return " (" + mib(a.Bytes) + ")"
+	}
+	return ""
+}
+
+func mib(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
+
+// printChecks shows how a rollback's result compares with what was.
+func printChecks(w io.Writer, checks []verify.Check) {
+	if len(checks) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, c := range checks {
+		mark := "ok  "
+		if c.Status == verify.Fail {
+			mark = "FAIL"
+		}
+		fmt.Fprintf(w, "%s %s (%s): %s\n", mark, c.Name, c.Target, c.Detail)
+	}
+}

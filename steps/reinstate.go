@@ -1,0 +1,272 @@
+package steps
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/restore"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/survey"
+)
+
+// undoUninstall puts the old installation back from the backup set: files, state,
+// datastore, volumes. It begins wherever the run stopped, with half of K3s
+// deleted or with the new cluster complete, and loses nothing of what it finds:
+// that is set aside. Nothing here needs the host to be computed, so that the work
+// can be printed when the host is gone.
+func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
+	in := m.Facts.K3s
+	stamp, err := m.stamp()
+	if err != nil {
+		return nil, err
+	}
+	aside := path.Join(replacedDir, stamp)
+	size := m.artifactSizes()
+	extract := func(artifact, into string) string {
+		return fmt.Sprintf("migrate backup extract %s -f %s | %s", artifact, remote.Quote(m.Plan.Path()), m.OverSSH(into))
+	}
+	const untar = "tar -C / -xpf - --acls --xattrs '--xattrs-include=*' --numeric-owner"
+
+	actions := []runner.Action{{
+		Name: "stop again", Target: m.onHost(), Like: "quiesce/stop", Alone: true,
+		Summary: "Stop K3s, whichever is there, and its containers",
+		Command: fmt.Sprintf("systemctl disable --now %s; %s", remote.Quote(in.UnitName()), remote.Quote(in.Killall)),
+		Run:     m.onceUninstalled(m.stopAgain),
+	}, {
+		Name: "set aside", Target: m.onHost(), Alone: true,
+		Summary: "Move what is there of K3s's configuration and state to " + aside,
+		Command: fmt.Sprintf("mkdir -p -m 700 %[1]s && mv /etc/rancher %[2]s %[3]s* %[1]s/", remote.Quote(aside), remote.Quote(in.ServerDir()), remote.Quote(in.Unit)),
+		Run: m.onceUninstalled(func(ctx context.Context, _ *remote.Host, _ *backup.Set) (any, error) {
+			return map[string]string{"aside": aside}, m.job(ctx, "set-aside", "Setting aside what is there of K3s", in.SetAsideJob(aside))
+		}),
+	}, {
+		Name: "files back", Target: m.onHost(), Like: "install/files", Bytes: size[k3sFiles], Alone: true,
+		Summary: fmt.Sprintf("Put back K3s %s's binary, scripts, unit, env files and configuration as they were", in.Version),
+		Command: extract(k3sFiles, untar+" && systemctl daemon-reload"),
+		Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+			if err := restore.Tree(ctx, h, set, k3sFiles, m.Progress, restore.Everything); err != nil {
+				return nil, err
+			}
+			return nil, h.Run(ctx, "systemctl daemon-reload")
+		}),
+	}, {
+		Name: "state back", Target: m.onHost(), Like: "install/identity", Bytes: size[k3sState], Alone: true,
+		Summary: "Put back token, CAs, credentials, node passwords and manifests",
+		Command: extract(k3sState, untar),
+		Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+			return nil, restore.Tree(ctx, h, set, k3sState, m.Progress, restore.Everything)
+		}),
+	}, {
+		Name: "datastore back", Target: m.onHost(), Bytes: size[k3sDatabase] + size[backup.WALName(k3sDatabase)], Alone: true,
+		Summary: "Put back K3s's datastore: the cluster with all its objects",
+		Command: m.datastoreCommand(extract),
+		Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+			dir := remote.Quote(path.Dir(in.Database()))
+			if err := h.Run(ctx, "mkdir -p -m 700 "+dir); err != nil {
+				return nil, fmt.Errorf("host %s: making %s: %w", h.Name(), dir, err)
+			}
+			return nil, restore.Datastore(ctx, h, set, k3sDatabase, in.Database(), m.Progress)
+		}),
+	}}
+	if len(m.Facts.Host.Strays) > 0 {
+		actions = append(actions, runner.Action{
+			Name: "strays back", Target: m.onHost(), Bytes: size[strays], Alone: true,
+			Summary: "Put back what lay in the storage and belongs to no volume",
+			Command: extract(strays, untar),
+			Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+				return nil, restore.Tree(ctx, h, set, strays, m.Progress, restore.Everything)
+			}),
+		})
+	}
+	for _, v := range m.Facts.Cluster.Volumes {
+		if !v.Copied() {
+			continue
+		}
+		kept := v.Path + ".replaced-" + stamp
+		a := runner.Action{
+			Name: "volume back " + v.PV, Target: m.onHost(), Like: "volumes/volume " + v.PV, Bytes: v.Bytes,
+			Summary: fmt.Sprintf("Bring back volume %s as it was when K3s was stopped; what is there and differs is kept as %s", claim(v), kept),
+			Command: fmt.Sprintf("%s && %s", m.OverSSH(fmt.Sprintf("if [ -e %[1]s ]; then mv -T %[1]s %[2]s; fi; mkdir -p %[1]s", remote.Quote(v.Path), remote.Quote(kept))),
+				extract("volumes/"+v.PV, strings.Replace(untar, "-C /", "-C "+remote.Quote(v.Path), 1))),
+			Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+				return m.volumeBack(ctx, h, set, v, kept)
+			}),
+		}
+		if m.KeepPresent {
+			a.Summary = fmt.Sprintf("Leave volume %s as it is; bring it back from the backup only when it is not there", claim(v))
+			a.Command = fmt.Sprintf("%s || { %s; }", m.OverSSH("[ -e "+remote.Quote(v.Path)+" ]"), a.Command)
+		}
+		actions = append(actions, a)
+	}
+	return append(actions, runner.Action{
+		Name: "note", Target: m.onHost(), Alone: true,
+		Summary: "Note on the host that nothing is uninstalled any longer",
+		Command: "rm -f " + uninstalling,
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return nil, h.Run(ctx, "rm -f "+uninstalling)
+		},
+	}), nil
+}
+
+// replacedDir keeps on the host what a rollback replaced: a directory a rollback.
+const replacedDir = remote.StateDir + "/replaced"
+
+// stampUnknown stands for the time of a rollback that has not begun.
+const stampUnknown = "TIME"
+
+// stamp is the time of the rollback that is under way, for names on the host: the
+// same however often it is continued.
+func (m *Migration) stamp() (string, error) {
+	state, err := m.State()
+	if err != nil || state.Rollback == nil {
+		return stampUnknown, err
+	}
+	return state.Rollback.Began.UTC().Format("20060102T150405Z"), nil
+}
+
+// artifactSizes are the sizes of the contents, as far as the set is there.
+func (m *Migration) artifactSizes() map[string]int64 {
+	sizes := map[string]int64{}
+	if !m.hasSet() {
+		return sizes
+	}
+	set, err := m.Set()
+	if err != nil {
+		return sizes // whoever needs the set will say what is wrong with it
+	}
+	for _, a := range set.Artifacts() {
+		sizes[a.Name] = a.ContentSize
+	}
+	return sizes
+}
+
+// onceUninstalled does something only where the uninstall may have deleted: a host
+// on which it never began has everything, and maybe newer than the set.
+func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *backup.Set) (any, error)) func(context.Context) (any, error) {
+	return func(ctx context.Context) (any, error) {
+		h, err := m.Host(ctx)
+		if err != nil {
+			return nil, err
+		}
+		state, err := m.State()
+		if err != nil {
+			return nil, err
+		}
+		past, _ := state.ActionState("uninstall", "uninstall")
+		if past.Status != runner.Done {
+			begun, err := m.uninstallBegun(ctx, h)
+			if err != nil {
+				return nil, err
+			}
+			if !begun {
+				return map[string]string{"skipped": "the uninstall never began on the host"}, nil
+			}
+		}
+		set, err := m.Set()
+		if err != nil {
+			return nil, err
+		}
+		return do(ctx, h, set)
+	}
+}
+
+// stopAgain stops what runs of K3s, old or new, once the jobs of the run have ended.
+// A reboot meanwhile must not start it.
+func (m *Migration) stopAgain(ctx context.Context, h *remote.Host, _ *backup.Set) (any, error) {
+	for _, job := range []string{"uninstall", "install"} {
+		if err := m.settle(ctx, h, job); err != nil {
+			return nil, err
+		}
+	}
+	in := m.Facts.K3s
+	if err := h.Run(ctx, "systemctl disable -q "+remote.Quote(in.UnitName())+" 2>/dev/null || true"); err != nil {
+		return nil, err
+	}
+	quiet, err := in.Quiesced(ctx, h)
+	if err != nil || quiet {
+		return nil, err
+	}
+	if err := m.putScripts(ctx, h); err != nil {
+		return nil, err
+	}
+	return nil, m.job(ctx, "quiesce", "Stopping K3s and its containers", in.Quiesce())
+}
+
+// volumeBack decides between what is there and the backup. Present contents win
+// only when they are asked to and are a volume's: the uninstall may have left a half.
+func (m *Migration) volumeBack(ctx context.Context, h *remote.Host, set *backup.Set, v survey.Volume, kept string) (any, error) {
+	if m.KeepPresent {
+		there := !m.endangered(v)
+		if !there {
+			var err error
+			if there, err = restore.VolumeDone(ctx, h, v.Ref(), set); err != nil {
+				return nil, err
+			}
+		}
+		if there {
+			return map[string]string{"kept": "present contents"}, nil
+		}
+	}
+	h, err := h.Another(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	asides, err := restore.ReplaceVolume(ctx, h, v.Ref(), set, kept, m.Progress)
+	return map[string][]string{"aside": asides}, err
+}
+
+// OverSSH is shell of the laptop that runs a command as root on the host, by a
+// function that a runbook defines.
+func (m *Migration) OverSSH(command string) string {
+	if m.Plan.Server().Sudo {
+		command = "sudo -n " + remote.Quote("sh", "-c", command)
+	}
+	return "on_host " + remote.Quote(command)
+}
+
+// SSH is the command that runs its last argument on the host.
+func (m *Migration) SSH() string {
+	h := m.Plan.Server()
+	words := []string{"ssh"}
+	if h.Port != 0 {
+		words = append(words, "-p", strconv.Itoa(h.Port))
+	}
+	if h.SSHConfig != "" {
+		words = append(words, "-F", h.SSHConfig)
+	}
+	for _, f := range h.IdentityFiles {
+		words = append(words, "-i", f)
+	}
+	if len(h.KnownHosts) > 0 {
+		words = append(words, "-o", "UserKnownHostsFile="+strings.Join(h.KnownHosts, " "))
+	}
+	if h.JumpHost != "" {
+		words = append(words, "-J", h.JumpHost)
+	}
+	if h.User != "" {
+		words = append(words, "-l", h.User)
+	}
+	return remote.Quote(append(words, h.Address)...)
+}
+
+func (m *Migration) datastoreCommand(extract func(artifact, into string) string) string {
+	db := m.Facts.K3s.Database()
+	put := func(file string) string {
+		return fmt.Sprintf("umask 077; mkdir -p %s; cat >%s", remote.Quote(path.Dir(file)), remote.Quote(file))
+	}
+	command := extract(k3sDatabase, put(db))
+	if m.artifactSizes()[backup.WALName(k3sDatabase)] > 0 {
+		command += " && " + extract(backup.WALName(k3sDatabase), put(db+"-wal"))
+	}
+	return command
+}

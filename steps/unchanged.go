@@ -1,0 +1,221 @@
+package steps
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"sunbeam.pt/k3s-dualstack/survey"
+	"sunbeam.pt/k3s-dualstack/verify"
+)
+
+// The checks of a rollback's result.
+const (
+	sameIdentity = "cluster.identity"
+	sameSettings = "k3s.settings"
+	sameObjects  = "cluster.objects"
+)
+
+// compareWithFacts holds the old cluster that runs again against what it was. The
+// checks are kept in Unlike whatever their outcome.
+func (m *Migration) compareWithFacts(ctx context.Context) error {
+	now, err := m.Survey(ctx)
+	if err != nil {
+		return err
+	}
+	m.Unlike = append(identityChecks(m.Facts, now), m.workloadsCheck(ctx))
+	objects, err := m.objectsCheck(ctx)
+	if err != nil {
+		return err
+	}
+	m.Unlike = append(m.Unlike, objects)
+	if !m.KeepPresent {
+		volumes, err := m.compareVolumes(ctx)
+		if err != nil {
+			return err
+		}
+		m.Unlike = append(m.Unlike, volumes...)
+	}
+	failed := 0
+	for _, c := range m.Unlike {
+		if c.Status == verify.Fail {
+			failed++
+		}
+	}
+	if failed > 0 {
+		return &UnverifiedError{Failed: failed}
+	}
+	return nil
+}
+
+func check(id, name, target string, differences []string, fine string) verify.Check {
+	c := verify.Check{ID: id, Name: name, Target: target, Status: verify.Pass, Detail: fine}
+	if len(differences) > 0 {
+		c.Status = verify.Fail
+		c.Detail = few(differences)
+	}
+	return c
+}
+
+// few joins the first differences and counts the rest.
+func few(all []string) string {
+	const shown = 10
+	if len(all) > shown {
+		all = append(slices.Clone(all[:shown]), fmt.Sprintf("and %d more", len(all)-shown))
+	}
+	return strings.Join(all, "; ")
+}
+
+// identityChecks compare what makes the cluster the one it was.
+func identityChecks(was, now *survey.Facts) []verify.Check {
+	moved := was.Moved(now)
+	nodes := map[string]survey.Node{}
+	for _, n := range now.Cluster.Nodes {
+		nodes[n.Name] = n
+	}
+	for _, n := range was.Cluster.Nodes {
+		is, ok := nodes[n.Name]
+		switch {
+		case !ok:
+			moved = append(moved, "node "+n.Name+" is gone")
+		case is.UID != n.UID:
+			moved = append(moved, fmt.Sprintf("UID of node %s: was %s, is %s", n.Name, n.UID, is.UID))
+		case !slices.Equal(is.PodCIDRs, n.PodCIDRs):
+			moved = append(moved, fmt.Sprintf("podCIDRs of node %s: were %v, are %v", n.Name, n.PodCIDRs, is.PodCIDRs))
+		}
+	}
+	// What a rollback sets aside in the storage belongs to no volume.
+	moved = slices.DeleteFunc(moved, func(s string) bool { return strings.Contains(s, ".replaced-") })
+	var settings []string
+	for _, key := range slices.Sorted(maps.Keys(was.K3s.Settings)) {
+		if w, n := was.K3s.Setting(key), now.K3s.Setting(key); !slices.Equal(w, n) {
+			settings = append(settings, fmt.Sprintf("%s was %v, is %v", key, w, n))
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(now.K3s.Settings)) {
+		if _, ok := was.K3s.Settings[key]; !ok {
+			settings = append(settings, fmt.Sprintf("%s is set to %v and was not", key, now.K3s.Setting(key)))
+		}
+	}
+	return []verify.Check{
+		check(sameIdentity, "the same cluster", was.Host.Name, moved, "kube-system "+was.Cluster.KubeSystemUID+", K3s "+was.K3s.Version),
+		check(sameSettings, "the same settings of K3s", was.Host.Name, settings, fmt.Sprintf("%d settings", len(was.K3s.Settings))),
+	}
+}
+
+func (m *Migration) workloadsCheck(ctx context.Context) verify.Check {
+	c, err := m.rebuilt(ctx)
+	if err == nil {
+		t := m.Progress.Wait("Waiting for workloads")
+		defer t.Done()
+		ctx, cancel := context.WithTimeout(ctx, m.Plan.Spec.Verify.Timeout.Duration)
+		defer cancel()
+		err = c.WaitWorkloads(ctx, t)
+	}
+	var short []string
+	if err != nil {
+		short = []string{err.Error()}
+	}
+	return check(verify.Workloads, "workloads run", m.Plan.Metadata.Name, short, "all have their replicas")
+}
+
+// kept is what the comparison needs of an object.
+type kept struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	Metadata   struct {
+		Namespace       string            `json:"namespace"`
+		Name            string            `json:"name"`
+		UID             string            `json:"uid"`
+		OwnerReferences []json.RawMessage `json:"ownerReferences"`
+	} `json:"metadata"`
+	Spec struct {
+		ClusterIPs []string `json:"clusterIPs"`
+	} `json:"spec"`
+}
+
+func (k kept) name() string {
+	return strings.TrimPrefix(k.Kind+" "+k.Metadata.Namespace+"/"+k.Metadata.Name, "/")
+}
+
+// fleeting objects come and go in a cluster that nobody touches.
+func (k kept) fleeting() bool {
+	switch k.Kind {
+	case "Event", "Lease", "Pod", "Endpoints", "EndpointSlice":
+		return true
+	}
+	return len(k.Metadata.OwnerReferences) > 0
+}
+
+// objectsCheck compares the objects that the cluster has with those that were
+// exported right before it was stopped: each is there, is the same one, and
+// Services have their addresses.
+func (m *Migration) objectsCheck(ctx context.Context) (verify.Check, error) {
+	type is struct {
+		uid string
+		ips string
+	}
+	have := map[string]is{}
+	c, err := m.rebuilt(ctx)
+	if err != nil {
+		return verify.Check{}, err
+	}
+	t := m.Progress.Wait("Comparing objects")
+	defer t.Done()
+	lines := &eachLine{do: func(line []byte) error {
+		var o kept
+		if err := json.Unmarshal(line, &o); err != nil {
+			return err
+		}
+		if !o.fleeting() {
+			have[o.APIVersion+" "+o.name()] = is{o.Metadata.UID, strings.Join(o.Spec.ClusterIPs, ",")}
+		}
+		return nil
+	}}
+	if _, err := c.Export(ctx, m.Plan.Spec.Backup.Objects.ExcludeResources, lines); err != nil {
+		return verify.Check{}, err
+	}
+	n := 0
+	var differ []string
+	err = eachKept(m, objects, func(o kept) error {
+		if o.fleeting() {
+			return nil
+		}
+		n++
+		now, ok := have[o.APIVersion+" "+o.name()]
+		switch ips := strings.Join(o.Spec.ClusterIPs, ","); {
+		case !ok:
+			differ = append(differ, o.name()+" is gone")
+		case now.uid != o.Metadata.UID:
+			differ = append(differ, o.name()+" is another one of that name")
+		case now.ips != ips:
+			differ = append(differ, fmt.Sprintf("%s has the addresses %s instead of %s", o.name(), now.ips, ips))
+		}
+		return nil
+	})
+	return check(sameObjects, "the same objects and ClusterIPs", m.Plan.Metadata.Name, differ, fmt.Sprintf("%d objects", n)), err
+}
+
+// eachLine calls do for every line that is written to it.
+type eachLine struct {
+	do  func(line []byte) error
+	buf []byte
+}
+
+func (e *eachLine) Write(p []byte) (int, error) {
+	e.buf = append(e.buf, p...)
+	for {
+		line, rest, found := bytes.Cut(e.buf, []byte("\n"))
+		if !found {
+			return len(p), nil
+		}
+		if err := e.do(line); err != nil {
+			return 0, err
+		}
+		e.buf = rest
+	}
+}
