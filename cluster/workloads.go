@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -50,6 +51,29 @@ func (c *Client) WaitWorkloads(ctx context.Context, t Detailer) error {
 		}
 		return long
 	})
+}
+
+// WaitStartedSince waits until no pod claims a container that has been running
+// since before the moment, by the clock of its node: after everything was stopped,
+// the API tells of the old containers until the kubelet has looked. Containers
+// that do not come up are not waited for. t may be nil.
+func (c *Client) WaitStartedSince(ctx context.Context, moment time.Time, t Detailer) error {
+	return c.wait(ctx, "the pods to be started again", t, func(ctx context.Context) ([]string, error) {
+		pods, err := c.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		var missing []string
+		for _, p := range pods.Items {
+			for _, s := range p.Status.ContainerStatuses {
+				// Kubernetes keeps whole seconds.
+				if r := s.State.Running; r != nil && r.StartedAt.Time.Before(moment.Truncate(time.Second)) {
+					missing = append(missing, fmt.Sprintf("pod %s/%s: container %s is said to run since %s", p.Namespace, p.Name, s.Name, r.StartedAt.UTC().Format(time.RFC3339)))
+				}
+			}
+		}
+		return missing, nil
+	}, nil)
 }
 
 // shortWorkloads lists the workloads that are not available, sorted.

@@ -48,14 +48,14 @@ type State struct {
 	Began      time.Time     `json:"began,omitzero"`
 	Last       time.Time     `json:"last,omitzero"` // of the last record
 	Finished   bool          `json:"finished"`
-	Checkpoint string        `json:"checkpoint,omitempty"` // the last step that ended as one, or to which the run was rolled back
+	Checkpoint string        `json:"checkpoint,omitempty"` // the last that holds: at which a step ended, or to which the run was or is being rolled back
 	Steps      []StepState   `json:"steps,omitempty"`      // in the order in which they began
 	Actions    []ActionState `json:"actions,omitempty"`    // in the order in which they began
 
 	// Rollback is nil unless a rollback has begun and is not complete.
 	Rollback *RollbackState `json:"rollback,omitempty"`
-	// RolledBack is the checkpoint to which the run was rolled back, "" when it
-	// was not, or went on since.
+	// RolledBack is the checkpoint at which the run is since it was rolled back
+	// to it; "" when it was not, or something began since.
 	RolledBack string `json:"rolledBack,omitempty"`
 }
 
@@ -85,9 +85,9 @@ func derive(records []Record) State {
 			s.step(r.Step).Complete = true
 			s.Checkpoint = r.Step
 		case Finished:
-			s.Finished = true
+			s.Finished, s.RolledBack = true, ""
 		case Rollback:
-			s.Finished = false
+			s.Finished, s.Checkpoint, s.RolledBack = false, r.Step, ""
 			if s.Rollback == nil {
 				s.Rollback = &RollbackState{Began: r.Time}
 			}
@@ -100,7 +100,7 @@ func derive(records []Record) State {
 			s.Steps = slices.DeleteFunc(s.Steps, func(x StepState) bool { return x.Step == r.Step })
 			s.Actions = slices.DeleteFunc(s.Actions, func(x ActionState) bool { return x.Step == r.Step })
 		case RolledBack:
-			s.Rollback, s.Checkpoint, s.RolledBack = nil, r.Step, r.Step
+			s.Rollback, s.RolledBack = nil, r.Step
 		}
 	}
 	return s
@@ -164,11 +164,24 @@ func find(actions []ActionState, step, action string) (ActionState, bool) {
 // when the action is not done or recorded nothing.
 func (s State) Data(step, action string, into any) (bool, error) {
 	a, _ := s.ActionState(step, action)
-	if a.Status != Done || len(a.Data) == 0 {
+	return a.data(into)
+}
+
+// UndoData is Data for an undo action of the rollback that is under way.
+func (s State) UndoData(step, action string, into any) (bool, error) {
+	if s.Rollback == nil {
+		return false, nil
+	}
+	a, _ := find(s.Rollback.Actions, step, action)
+	return a.data(into)
+}
+
+func (a ActionState) data(into any) (bool, error) {
+	if (a.Status != Done && a.Status != Undone) || len(a.Data) == 0 {
 		return false, nil
 	}
 	if err := json.Unmarshal(a.Data, into); err != nil {
-		return false, fmt.Errorf("read what step %s, %s recorded: %w", step, action, err)
+		return false, fmt.Errorf("read what step %s, %s recorded: %w", a.Step, a.Action, err)
 	}
 	return true, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 
@@ -74,17 +75,66 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 					return nil, fmt.Errorf("host %s: enabling K3s: %w", h.Name(), err)
 				}
 			}
+			var stopped stoppedUntil
+			if quiet, err := in.Quiesced(ctx, h); err != nil {
+				return nil, err
+			} else if quiet {
+				if stopped.Epoch, err = hostTime(ctx, h); err != nil {
+					return nil, err
+				}
+			}
 			t := m.Progress.Wait("Starting K3s")
 			defer t.Done()
 			m.forgetClient()
-			return nil, in.Start(ctx, h, t)
+			return stopped, in.Start(ctx, h, t)
 		},
 	}, {
 		Name: "node again", Target: m.onCluster(), Like: "start/node",
 		Summary: "Wait for the node to be Ready",
 		Command: "kubectl wait --for=condition=Ready node --all",
 		Run:     func(ctx context.Context) (any, error) { return nil, m.waitNodes(ctx, 1) },
+	}, {
+		Name: "pods again", Target: m.onCluster(),
+		Summary: "Wait until the kubelet has started the pods again",
+		Command: "kubectl get pods -A",
+		Run:     func(ctx context.Context) (any, error) { return nil, m.waitPodsAgain(ctx) },
 	}}, nil
+}
+
+// stoppedUntil is the host's time, in seconds, right before K3s was started; 0 when
+// it was running.
+type stoppedUntil struct {
+	Epoch int64 `json:"stoppedUntil,omitempty"`
+}
+
+func hostTime(ctx context.Context, h *remote.Host) (int64, error) {
+	out, err := h.Output(ctx, "date +%s")
+	if err != nil {
+		return 0, fmt.Errorf("host %s: asking for its time: %w", h.Name(), err)
+	}
+	return strconv.ParseInt(out, 10, 64)
+}
+
+// waitPodsAgain keeps the comparison that follows from believing what the
+// datastore says of containers that were stopped long ago.
+func (m *Migration) waitPodsAgain(ctx context.Context) error {
+	state, err := m.State()
+	if err != nil {
+		return err
+	}
+	var stopped stoppedUntil
+	if found, err := state.UndoData("quiesce", "start again", &stopped); err != nil || !found || stopped.Epoch == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, apiDeadline)
+	defer cancel()
+	c, err := m.rebuilt(ctx)
+	if err != nil {
+		return err
+	}
+	t := m.Progress.Wait("Waiting for pods")
+	defer t.Done()
+	return c.WaitStartedSince(ctx, time.Unix(stopped.Epoch, 0), t)
 }
 
 // settle waits until a job on the host that an earlier process may have left

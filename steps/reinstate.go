@@ -90,7 +90,7 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 		kept := v.Path + ".replaced-" + stamp
 		a := runner.Action{
 			Name: "volume back " + v.PV, Target: m.onHost(), Like: "volumes/volume " + v.PV, Bytes: v.Bytes,
-			Summary: fmt.Sprintf("Bring back volume %s as it was when K3s was stopped; what is there and differs is kept as %s", claim(v), kept),
+			Summary: fmt.Sprintf("Bring back volume %s as it was when K3s was stopped; what is there and differs is kept beside it", claim(v)),
 			Command: fmt.Sprintf("%s && %s", m.OverSSH(fmt.Sprintf("if [ -e %[1]s ]; then mv -T %[1]s %[2]s; fi; mkdir -p %[1]s", remote.Quote(v.Path), remote.Quote(kept))),
 				extract("volumes/"+v.PV, strings.Replace(untar, "-C /", "-C "+remote.Quote(v.Path), 1))),
 			Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {

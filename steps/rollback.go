@@ -230,11 +230,11 @@ func (m *Migration) Fallbacks(ctx context.Context) (map[string]Fallback, error) 
 	out := map[string]Fallback{}
 	var state runner.State
 	seq := m.Sequence()
-	for _, s := range seq {
-		state.Steps = append(state.Steps, runner.StepState{Step: s.Name, Complete: true})
+	for i, s := range seq {
+		state.Steps = append(state.Steps, runner.StepState{Step: s.Name})
 		var f Fallback
 		to, err := m.target(state, "")
-		if err == nil && s.Name != to {
+		if err == nil {
 			planned, err := runner.Unwind(ctx, seq, state, to)
 			if err != nil {
 				return nil, err
@@ -248,6 +248,7 @@ func (m *Migration) Fallbacks(ctx context.Context) (map[string]Fallback, error) 
 			}
 		}
 		out[s.Name] = f
+		state.Steps[i].Complete = true
 	}
 	return out, nil
 }

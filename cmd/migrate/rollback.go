@@ -88,13 +88,13 @@ A rollback that failed or was cut off is continued by the same command. After it
 			if *format == "json" {
 				return writeJSON(c.OutOrStdout(), u)
 			}
-			printUnwinding(c.OutOrStdout(), u)
+			printUnwinding(c.OutOrStdout(), u, true)
 			_, err = fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\n", again)
 			return err
 		}
 		out := m.Progress.Writer()
-		err = m.Rollback(c.Context(), *to, &watcher{w: out}, func(ctx context.Context, u steps.Unwinding) (bool, error) {
-			printUnwinding(out, u)
+		err = m.Rollback(c.Context(), *to, &undoWatcher{watcher: watcher{w: out}}, func(ctx context.Context, u steps.Unwinding) (bool, error) {
+			printUnwinding(out, u, false)
 			if *yes || len(u.Actions) == 0 {
 				return true, nil
 			}
@@ -149,8 +149,9 @@ func rollbackError(err error) error {
 	return err
 }
 
-// printUnwinding shows what a rollback does, as `plan` shows a run.
-func printUnwinding(w io.Writer, u steps.Unwinding) {
+// printUnwinding shows what a rollback does, as `plan` shows a run; the commands
+// that a person would type are for a dry run.
+func printUnwinding(w io.Writer, u steps.Unwinding, commands bool) {
 	fmt.Fprintf(w, "Rollback of host %s to checkpoint %s\n", u.Host, u.To)
 	if len(u.Actions) == 0 {
 		fmt.Fprintln(w, "\nNothing was changed on host or cluster since: there is nothing to take back.")
@@ -164,12 +165,15 @@ func printUnwinding(w io.Writer, u steps.Unwinding) {
 			fmt.Fprintf(w, "\n  taking back %s\n", step)
 		}
 		fmt.Fprintf(w, "     - [%s] %s%s\n", a.Target, a.Summary, takes(a))
-		if a.Command != "" {
+		if commands && a.Command != "" {
 			fmt.Fprintf(w, "       $ %s\n", a.Command)
 		}
 		bytes += a.Bytes
 	}
-	fmt.Fprintf(w, "\nTo move: about %s. ", mib(bytes))
+	fmt.Fprintln(w)
+	if bytes > 0 {
+		fmt.Fprintf(w, "To move: about %s. ", mib(bytes))
+	}
 	if len(u.Lost) == 0 {
 		fmt.Fprintln(w, "Nothing is lost.")
 		return
@@ -205,4 +209,30 @@ func printChecks(w io.Writer, checks []verify.Check) {
 		}
 		fmt.Fprintf(w, "%s %s (%s): %s\n", mark, c.Name, c.Target, c.Detail)
 	}
+}
+
+// undoWatcher prints a rollback as it goes: steps that have nothing to take back
+// are passed over in silence.
+type undoWatcher struct {
+	watcher
+	heading string
+}
+
+func (o *undoWatcher) StepStarted(s runner.Step, _, _ int) {
+	o.heading = fmt.Sprintf("\ntaking back %s (%s)\n", s.Name, s.Title)
+}
+
+func (o *undoWatcher) head() {
+	fmt.Fprint(o.w, o.heading)
+	o.heading = ""
+}
+
+func (o *undoWatcher) ActionStarted(s runner.Step, a runner.Action) {
+	o.head()
+	o.watcher.ActionStarted(s, a)
+}
+
+func (o *undoWatcher) ActionSkipped(s runner.Step, a runner.Action, why string) {
+	o.head()
+	o.watcher.ActionSkipped(s, a, why)
 }
