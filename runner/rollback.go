@@ -12,7 +12,7 @@ import (
 // then as if it had never begun. It is journaled and continued as Run is: undo
 // actions have intents, and [Action.Done] settles one that was cut off. A
 // rollback that has begun has to be completed before Run goes on; it may go on
-// to an earlier checkpoint.
+// to an earlier checkpoint. After it, Run performs the steps anew.
 //
 // What the run is bound to is not checked: a plan that was changed must not
 // keep anyone from going back. The caller sees to it that the target is the
@@ -24,10 +24,7 @@ func (r *Runner) Rollback(ctx context.Context, to string) error {
 	if err := checkSteps(r.Steps); err != nil {
 		return err
 	}
-	p := &performance{Runner: r}
-	p.Journal.catchUp()
-	p.passNotices()
-	p.state = p.Journal.State()
+	p := r.perform()
 	steps, err := after(r.Steps, p.state, to)
 	if err != nil {
 		return err
@@ -40,10 +37,7 @@ func (r *Runner) Rollback(ctx context.Context, to string) error {
 	} else if r.Journal.inherited() {
 		p.notice("continuing the rollback to " + to)
 	}
-	d := direction{intent: Undoing, done: Undone, failed: UndoFailed}
-	if open != nil {
-		d.before = open.Actions
-	}
+	d := backward(p.state)
 	for i, s := range steps {
 		fail := func(err error) error { return &StepError{Step: s.Name, Err: interrupted(ctx, err)} }
 		if ctx.Err() != nil {
@@ -76,53 +70,55 @@ func Unwind(ctx context.Context, steps []Step, state State, to string) ([]Planne
 	if err != nil {
 		return nil, err
 	}
+	before := backward(state).before
 	var planned []Planned
 	for _, s := range undo {
 		actions, err := computed(ctx, s.Undo)
 		if err != nil {
 			return nil, &StepError{Step: s.Name, Err: err}
 		}
-		if state.Rollback != nil {
-			actions = slices.DeleteFunc(actions, func(a Action) bool {
-				before, _ := find(state.Rollback.Actions, s.Name, a.Name)
-				return before.Status == Undone
-			})
+		var left []Action
+		for _, a := range actions {
+			if was, _ := find(before, s.Name, a.Name); was.Status != Undone {
+				left = append(left, a)
+			}
 		}
-		planned = append(planned, Planned{Step: s, Actions: actions})
+		planned = append(planned, Planned{Step: s, Actions: left})
 	}
 	return planned, nil
 }
 
 // after lists the steps that began after the checkpoint, the last first.
 func after(steps []Step, state State, to string) ([]Step, error) {
-	reached := Checkpoints(steps, state)
-	at := slices.IndexFunc(steps, func(s Step) bool { return s.Name == to })
-	if !slices.Contains(reached, to) {
-		return nil, &CheckpointError{To: to, Reached: reached}
-	}
-	if open := state.Rollback; open != nil {
-		if under := slices.IndexFunc(steps, func(s Step) bool { return s.Name == open.To }); at > under {
-			return nil, &CheckpointError{To: to, Reached: slices.DeleteFunc(reached, func(name string) bool {
-				return slices.IndexFunc(steps, func(s Step) bool { return s.Name == name }) > under
-			}), Under: open.To}
+	if reached := Checkpoints(steps, state); !slices.Contains(reached, to) {
+		e := &CheckpointError{To: to, Reached: reached}
+		if state.Rollback != nil {
+			e.Under = state.Rollback.To
 		}
+		return nil, e
 	}
 	var out []Step
-	for _, s := range steps[at+1:] {
+	for _, s := range slices.Backward(steps) {
+		if s.Name == to {
+			break
+		}
 		if slices.ContainsFunc(state.Steps, func(x StepState) bool { return x.Step == s.Name }) {
 			out = append(out, s)
 		}
 	}
-	slices.Reverse(out)
 	return out, nil
 }
 
-// Checkpoints lists those that the run has reached, in order.
+// Checkpoints lists those to which the run can be rolled back, in order: those
+// that it has reached, and while a rollback is under way none later than its.
 func Checkpoints(steps []Step, state State) []string {
 	var names []string
 	for _, s := range steps {
 		if s.Checkpoint && state.StepState(s.Name).Complete {
 			names = append(names, s.Name)
+		}
+		if state.Rollback != nil && state.Rollback.To == s.Name {
+			break
 		}
 	}
 	return names
@@ -132,28 +128,24 @@ func Checkpoints(steps []Step, state State) []string {
 type CheckpointError struct {
 	To      string
 	Reached []string // the checkpoints to which it can be
-	Under   string   // the checkpoint of the rollback that is under way, if one is
+	Under   string   // the checkpoint of the rollback that is under way, "" when none is
 }
 
 func (e *CheckpointError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "roll back to %s: ", orNone(e.To))
+	why := "the run has not reached such a checkpoint"
 	if e.Under != "" {
-		fmt.Fprintf(&b, "a rollback to %s is under way, which is earlier; ", e.Under)
-	} else {
-		b.WriteString("the run has not reached such a checkpoint; ")
+		why = "a rollback to " + e.Under + " is under way, from which there is no way to a later checkpoint"
 	}
-	if len(e.Reached) == 0 {
-		b.WriteString("it has reached none yet")
-	} else {
-		b.WriteString("it can be rolled back to " + strings.Join(e.Reached, ", "))
+	where := "it has reached none yet"
+	if len(e.Reached) > 0 {
+		where = "it can be rolled back to " + strings.Join(e.Reached, ", ")
 	}
-	return b.String()
+	return fmt.Sprintf("roll back to %s: %s; nothing was done: %s", e.To, why, where)
 }
 
 // RollingBackError refuses to go on with a run that is being rolled back.
 type RollingBackError struct{ To string }
 
 func (e *RollingBackError) Error() string {
-	return fmt.Sprintf("a rollback of this run to %s has begun and is not complete: complete it first", e.To)
+	return fmt.Sprintf("continue the run: a rollback to %s has begun and is not complete; nothing was done: complete the rollback first", e.To)
 }

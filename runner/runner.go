@@ -14,9 +14,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Observer is told what a run does, as it happens. Calls never overlap.
+// Observer is told what a run or a rollback does, as it happens: of a rollback,
+// the actions are undo actions. Calls never overlap.
 type Observer interface {
-	// StepStarted counts from 1. A step that was complete before is not started.
+	// StepStarted counts from 1. A step that was complete before, or reverted
+	// before, is not started.
 	StepStarted(s Step, n, of int)
 	// ActionStarted is followed by ActionDone or ActionFailed.
 	ActionStarted(s Step, a Action)
@@ -52,8 +54,9 @@ type Runner struct {
 // The error is a *StepError when a step fails (several, joined, when actions
 // that ran in parallel failed), a *ChangedError when the journal's run is
 // bound to something else, a *RollingBackError when a rollback is under way,
-// ErrDeclined at a gate that was not agreed to; it satisfies errors.Is with the context's error when that ended the run. After
-// any of them Run can be called again and continues.
+// ErrDeclined at a gate that was not agreed to; it satisfies errors.Is with the
+// context's error when that ended the run. After any of them Run can be called
+// again and continues.
 func (r *Runner) Run(ctx context.Context, until string) error {
 	if err := checkSteps(r.Steps); err != nil {
 		return err
@@ -66,12 +69,9 @@ func (r *Runner) Run(ctx context.Context, until string) error {
 		}
 		steps = steps[:i+1]
 	}
-	p := &performance{Runner: r}
+	p := r.perform()
 	if err := p.begin(); err != nil {
 		return err
-	}
-	if p.state.Rollback != nil {
-		return &RollingBackError{To: p.state.Rollback.To}
 	}
 	if p.state.Finished {
 		p.notice("this run finished at " + p.state.Last.Format(time.RFC3339))
@@ -102,12 +102,20 @@ func names(steps []Step) string {
 	return strings.Join(n, ", ")
 }
 
-// performance is one call of Run.
+// performance is one call of Run or Rollback.
 type performance struct {
 	*Runner
 	state State // as it was when the call began
 
 	telling sync.Mutex
+}
+
+func (r *Runner) perform() *performance {
+	p := &performance{Runner: r}
+	p.Journal.catchUp()
+	p.passNotices()
+	p.state = p.Journal.State()
+	return p
 }
 
 func (p *performance) tell(f func(Observer)) {
@@ -136,11 +144,13 @@ func (p *performance) passNotices() {
 	}
 }
 
-// begin binds a new run, or checks that the journal's run is this one.
+// begin binds a new run, or checks that the journal's run is this one and goes on.
 func (p *performance) begin() error {
-	p.Journal.catchUp()
-	p.passNotices()
-	p.state = p.Journal.State()
+	// First what is under way: whoever changed the plan meanwhile must not be
+	// sent to begin another run.
+	if open := p.state.Rollback; open != nil {
+		return &RollingBackError{To: open.To}
+	}
 	if p.state.Run != "" {
 		return p.Bind.check(p.state)
 	}
@@ -211,7 +221,7 @@ func (p *performance) step(ctx context.Context, s Step, n int) error {
 			return fail(err)
 		}
 	}
-	actions, err := s.actions(ctx)
+	actions, err := computed(ctx, s.Actions)
 	if err != nil {
 		return fail(err)
 	}
@@ -253,7 +263,17 @@ type direction struct {
 	before               []ActionState
 }
 
-func forward(s State) direction { return direction{Intent, Done, Failed, s.Actions} }
+func forward(s State) direction {
+	return direction{Intent, Done, Failed, s.Actions}
+}
+
+func backward(s State) direction {
+	d := direction{intent: Undoing, done: Undone, failed: UndoFailed}
+	if s.Rollback != nil {
+		d.before = s.Rollback.Actions
+	}
+	return d
+}
 
 // actions performs a step's actions, as many at once as it says.
 func (p *performance) actions(ctx context.Context, s Step, actions []Action, d direction) error {

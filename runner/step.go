@@ -80,7 +80,7 @@ type Step struct {
 
 	ReadOnly   bool  `json:"readOnly,omitempty"`   // no action changes a target
 	Checkpoint bool  `json:"checkpoint,omitempty"` // the target can be left as it is at the step's end
-	Gate       *Gate `json:"gate,omitempty"`       // asked once a run, before the step's actions are computed
+	Gate       *Gate `json:"gate,omitempty"`       // asked once, before the step's actions are computed; again when the step was rolled back
 
 	// Parallel is how many actions run at once; 0 and 1 mean one after the
 	// other, in order. When one of several fails, those that run already are
@@ -92,17 +92,17 @@ type Step struct {
 	// leave out or add actions but must keep the names of those it repeats.
 	Actions func(ctx context.Context) ([]Action, error) `json:"-"`
 
-	// Undo computes the actions that take back what the step did, in the order
-	// in which they are performed; nil means that there is nothing to take
-	// back. It changes nothing. The step may be complete, or have stopped
-	// anywhere: the actions start from whatever they find. Their names are
-	// apart from those of Actions, and are kept as theirs are.
+	// Undo computes the actions that take back what the step did; nil means
+	// that there is nothing to take back. They are performed as Actions are, in
+	// their order and as many at once; their names are apart from those of
+	// Actions, and are kept as theirs are. Undo changes nothing. The step may
+	// be complete, or have stopped anywhere: the actions start from whatever
+	// they find. What later steps did is taken back by then, and what they
+	// recorded is gone from the State.
 	Undo func(ctx context.Context) ([]Action, error) `json:"-"`
 }
 
-// actions computes the step's actions and checks them.
-func (s Step) actions(ctx context.Context) ([]Action, error) { return computed(ctx, s.Actions) }
-
+// computed are a step's actions or undo actions, checked; nil computes none.
 func computed(ctx context.Context, compute func(context.Context) ([]Action, error)) ([]Action, error) {
 	if compute == nil {
 		return nil, nil
@@ -140,7 +140,7 @@ func Preview(ctx context.Context, steps []Step) ([]Planned, error) {
 	}
 	planned := make([]Planned, 0, len(steps))
 	for _, s := range steps {
-		actions, err := s.actions(ctx)
+		actions, err := computed(ctx, s.Actions)
 		if err != nil {
 			return nil, &StepError{Step: s.Name, Err: err}
 		}
