@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"path"
+	"strconv"
 	"strings"
 
 	"sunbeam.pt/k3s-dualstack/backup"
@@ -64,41 +65,102 @@ func (d *Differences) add(x Difference) {
 // the volume was never restored, after it was taken) is told apart by the
 // change times of the host's file system. Workloads may run.
 func Compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set) (Differences, error) {
-	mark, err := readMark(ctx, host, vol, set)
+	since, err := whenBack(ctx, host, vol, set)
 	if err != nil {
 		return Differences{}, err
 	}
-	since := mark
-	if since == "" {
-		since = set.TakenAt(vol)
-	}
 	return compare(ctx, host, vol, set, vol.Path, since)
+}
+
+// Written counts the entries of a volume that the host changed since the volume was restored
+// from this set, or since it was taken when it never was. What was removed counts
+// as a change of the directory that it was in. It goes by the change times of the host's
+// file system, reads no contents, and is 0 when nothing is at the volume's path. Workloads may run.
+func Written(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set) (entries int64, err error) {
+	fail := func(err error) (int64, error) {
+		return 0, fmt.Errorf("host %s: volume %s (%s): counting what was written: %w", host.Name(), vol.ID, vol.Path, err)
+	}
+	since, err := whenBack(ctx, host, vol, set)
+	if err != nil {
+		return 0, err
+	}
+	if since == "" {
+		return fail(&backup.NotFoundError{Dir: set.Dir(), Name: vol.Index()})
+	}
+	// The status of find is lost in a pipeline, so that its end is said.
+	out, err := host.Output(ctx, `path=`+remote.Quote(vol.Path)+`
+[ -e "$path" ] || [ -L "$path" ] || { echo 0; exit 0; }
+{ find "$path" -ignore_readdir_race -xdev ! -type s -newerct `+remote.Quote("@"+since)+` -printf '.\n' && echo end; } |
+	awk '$0 == "end" { ended = 1; next } { n++ } END { if (!ended) exit 1; print n + 0 }'
+`)
+	if err != nil {
+		return fail(err)
+	}
+	if entries, err = strconv.ParseInt(out, 10, 64); err != nil {
+		return fail(fmt.Errorf("unexpected answer %.80q", out))
+	}
+	return entries, nil
+}
+
+// whenBack is the host's time since which a change of the volume is a workload's: when it was
+// restored from this set, or when it was taken; "" when it was neither.
+func whenBack(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set) (string, error) {
+	when, err := readMark(ctx, host, vol, set)
+	if when == "" && err == nil {
+		when = set.TakenAt(vol)
+	}
+	return when, err
+}
+
+// comparisons are what a directory is compared by; contents come late, as they take the longest.
+var comparisons = []struct {
+	of  string
+	run func(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string, diffs *Differences) error
+}{
+	{"names and metadata", compareMetadata},
+	{"contents", compareContents},
+	{"hard links", compareLinks},
 }
 
 // compare compares the directory dir. An empty since says that nobody writes
 // there, and no difference is explained away.
 func compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string) (Differences, error) {
 	var diffs Differences
-	fail := func(doing string, err error) (Differences, error) {
-		return Differences{}, fmt.Errorf("host %s: volume %s: %s: %w", host.Name(), vol.ID, doing, err)
+	for _, c := range comparisons {
+		if err := c.run(ctx, host, vol, set, dir, since, &diffs); err != nil {
+			return Differences{}, fmt.Errorf("host %s: volume %s: comparing %s: %w", host.Name(), vol.ID, c.of, err)
+		}
 	}
-	if err := compareMetadata(ctx, host, vol, set, dir, since, &diffs); err != nil {
-		return fail("comparing names and metadata", err)
+	return diffs, nil
+}
+
+// equal tells whether the directory dir, where nobody writes, is the volume as
+// it was taken. Contents are read only when nothing else differs.
+func equal(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir string) (bool, error) {
+	var diffs Differences
+	for _, c := range comparisons {
+		if err := c.run(ctx, host, vol, set, dir, "", &diffs); err != nil {
+			return false, fmt.Errorf("host %s: volume %s: comparing %s: %w", host.Name(), vol.ID, c.of, err)
+		}
+		if !diffs.Equal() {
+			return false, nil
+		}
 	}
-	if err := compareContents(ctx, host, vol, set, dir, since, &diffs); err != nil {
-		return fail("comparing contents", err)
-	}
+	return true, nil
+}
+
+func compareLinks(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string, diffs *Differences) error {
 	idx, _ := set.Artifact(vol.Index())
 	links, err := backup.HostLinks(ctx, host, dir, vol.StateDir())
 	if err != nil {
-		return fail("comparing hard links", err)
+		return err
 	}
 	// Which group changed is not known, so a change after the restore can
 	// only be told by there being any.
 	if want := idx.Meta[backup.MetaLinks]; links.String() != want {
-		diffs.add(Difference{What: fmt.Sprintf("hard links are %s instead of %s", links, want), WrittenSince: diffs.WrittenTotal > 0})
+		diffs.add(Difference{What: fmt.Sprintf("hard links are %s instead of %s", links, want), WrittenSince: since != "" && diffs.WrittenTotal > 0})
 	}
-	return diffs, nil
+	return nil
 }
 
 // touched remembers for the directories above the current entry whether they

@@ -32,7 +32,8 @@ const Everything = "/"
 // were, with owners, modes, times and attributes. members are absolute paths
 // of what is wanted, directories with all that is in them; [Everything] stands
 // for all there is. What is in their place is replaced file by file; what is
-// there besides stays. The contents are read again on the host and proven equal.
+// there besides stays. A directory in the place of something else, or the reverse, is an
+// error, and nothing was changed then. The contents are read again on the host and proven equal.
 func Tree(ctx context.Context, host *remote.Host, set *backup.Set, name string, r *progress.Reporter, members ...string) error {
 	fail := func(doing string, err error) error {
 		return fmt.Errorf("host %s: files %s: %s: %w", host.Name(), name, doing, err)
@@ -53,6 +54,9 @@ func Tree(ctx context.Context, host *remote.Host, set *backup.Set, name string, 
 	}
 	if err != nil {
 		return fail("choosing what to restore", err)
+	}
+	if err := checkTypes(ctx, host, set, name, members); err != nil {
+		return fail("looking what is there", err)
 	}
 	if err := makeAbove(ctx, host, a.Meta[backup.MetaParents], members); err != nil {
 		return fail("making the directories above them", err)
@@ -111,10 +115,64 @@ func within(p string, members []string) bool {
 	return false
 }
 
+// list streams what form makes of the wanted members, each with a NUL behind it; "" leaves one out. end
+// must be called once the list is read no more.
+func list(set *backup.Set, name string, members []string, form func(index.Member) string) (r io.Reader, end func()) {
+	pr, pw := io.Pipe()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		out := bufio.NewWriterSize(pw, 64<<10)
+		err := set.Members(name, func(m index.Member) error {
+			line := form(m)
+			if line == "" || !within("/"+m.Path, members) {
+				return nil
+			}
+			_, err := io.WriteString(out, line+"\x00")
+			return err
+		})
+		pw.CloseWithError(errors.Join(err, out.Flush()))
+	}()
+	return pr, func() {
+		pr.Close()
+		<-sent
+	}
+}
+
+// checkTypes refuses a directory where another thing is, and another thing where a directory is: tar
+// removes a file or link there without a word, and stops half-way at a directory with something in it.
+func checkTypes(ctx context.Context, host *remote.Host, set *backup.Set, name string, members []string) error {
+	wanted, end := list(set, name, members, func(m index.Member) string {
+		if m.Type == 'd' {
+			return "d/" + m.Path
+		}
+		return "-/" + m.Path
+	})
+	defer end()
+	return host.Run(ctx, `set -eu
+found=$(xargs -0 -r sh -c 'for a; do
+	p=${a#?}
+	if [ "${a%%/*}" = d ]; then
+		if [ -L "$p" ]; then printf "%s is a symbolic link, and was a directory when it was taken\n" "$p"
+		elif [ -e "$p" ] && [ ! -d "$p" ]; then printf "%s is not a directory, and was one when it was taken\n" "$p"
+		fi
+	elif [ -d "$p" ] && [ ! -L "$p" ]; then printf "%s is a directory, and was none when it was taken\n" "$p"
+	fi
+done' sh)
+[ -z "$found" ] || { printf '%s\n' "$found" | head -n 5 >&2; echo "nothing was changed: move it aside, then run again" >&2; exit 1; }
+`, remote.Stdin(wanted))
+}
+
 // makeAbove makes missing directories above the members as they were.
 func makeAbove(ctx context.Context, host *remote.Host, parents string, members []string) error {
 	var b strings.Builder
-	b.WriteString("set -eu\n")
+	b.WriteString(`set -eu
+make() {
+	[ ! -d "$3" ] || return 0
+	[ ! -e "$3" ] && [ ! -L "$3" ] || { echo "$3 is not a directory; move it aside, then run again" >&2; exit 1; }
+	mkdir -- "$3"; chown "$2" -- "$3"; chmod "$1" -- "$3"
+}
+`)
 	for line := range strings.Lines(parents) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
 		if len(f) != 4 {
@@ -125,8 +183,7 @@ func makeAbove(ctx context.Context, host *remote.Host, parents string, members [
 			needed = needed || m == Everything || strings.HasPrefix(m, f[3]+"/")
 		}
 		if needed {
-			d := remote.Quote(f[3])
-			fmt.Fprintf(&b, "[ -d %s ] || { mkdir -- %s; chown %s -- %s; chmod %s -- %s; }\n", d, d, remote.Quote(f[1]+":"+f[2]), d, remote.Quote(f[0]), d)
+			fmt.Fprintf(&b, "make %s\n", remote.Quote(f[0], f[1]+":"+f[2], f[3]))
 		}
 	}
 	return host.Run(ctx, b.String())
@@ -134,24 +191,13 @@ func makeAbove(ctx context.Context, host *remote.Host, parents string, members [
 
 // proveTree has the host read the restored files and compares their sums with the list.
 func proveTree(ctx context.Context, host *remote.Host, state string, set *backup.Set, name string, members []string) error {
-	pr, pw := io.Pipe()
-	sent := make(chan struct{})
-	go func() {
-		defer close(sent)
-		out := bufio.NewWriterSize(pw, 64<<10)
-		err := set.Members(name, func(m index.Member) error {
-			if m.Type != 'f' || !within("/"+m.Path, members) {
-				return nil
-			}
-			_, err := io.WriteString(out, "./"+m.Path+"\x00")
-			return err
-		})
-		pw.CloseWithError(errors.Join(err, out.Flush()))
-	}()
-	defer func() {
-		pr.Close()
-		<-sent
-	}()
+	files, end := list(set, name, members, func(m index.Member) string {
+		if m.Type == 'f' {
+			return "./" + m.Path
+		}
+		return ""
+	})
+	defer end()
 	return backup.HostList(ctx, host, state, "prove", `cd /
 stage sum xargs -0 -r sha256sum -z -- | stage form sed -z 's|^\([0-9a-f]*\) [ *]\./\(.*\)$|\2//\1|'
 bad=$(failed sum form)
@@ -175,7 +221,7 @@ bad=$(failed sum form)
 			return nil
 		})
 		return err
-	}, remote.Stdin(pr))
+	}, remote.Stdin(files))
 }
 
 // HostFile brings a file taken by [backup.HostFile] or [backup.Datastore] back to file, with its owner, mode

@@ -73,6 +73,62 @@ func TestTreeRoundTrip(t *testing.T) {
 	require.ErrorContains(t, restore.Tree(ctx, h, set, "k3s/files", nil), "nothing was asked for")
 }
 
+// TestTreeOverAnotherState brings everything back over what a new cluster would have there.
+func TestTreeOverAnotherState(t *testing.T) {
+	sshtest.Root(t)
+	sshtest.Need(t, "setfacl", "acl")
+	h := sshtest.Dial(t)
+	ctx := t.Context()
+	set := newSet(t)
+	top := filepath.Join(t.TempDir(), "server")
+	grow(t, top, 20)
+	in := func(p string) string { return filepath.Join(top, p) }
+	want := look(t, top)
+	require.NoError(t, backup.Tree(ctx, h, set, backup.TreeRef{Name: "k3s/state", Paths: []string{top}}, nil))
+	back := func() error { return restore.Tree(ctx, h, set, "k3s/state", nil, restore.Everything) }
+
+	// Other contents, modes, owners and times; hard links joined and split, links turned.
+	live(t, top)
+	for _, p := range []string{"names/a.b", "dirs/a", "renamed", "names/moved", "new dir", "many/d00/created", "links/later too"} {
+		require.NoError(t, os.RemoveAll(in(p))) // what is of another type, or there besides
+	}
+	require.NoError(t, os.Chmod(in("empty"), 0o755))
+	require.NoError(t, os.Chown(in("sticky"), 5, 6))
+	require.NoError(t, os.Chtimes(in("many"), time.Unix(9, 9), time.Unix(9, 9)))
+	require.NoError(t, os.Remove(in("links/dangling")))
+	require.NoError(t, os.Symlink("elsewhere", in("links/dangling")))
+	require.NoError(t, os.Link(in("names/tab\t"), in("links/two")))
+	require.NoError(t, back())
+	require.Empty(t, cmp.Diff(want, look(t, top)))
+
+	// A type that differs is refused before anything changes.
+	refused := func(p, why string) {
+		t.Helper()
+		put(t, in("names/a"), "not to be touched")
+		now := look(t, top)
+		err := back()
+		require.ErrorContains(t, err, in(p)+" is "+why)
+		require.ErrorContains(t, err, "nothing was changed: move it aside, then run again")
+		require.Empty(t, cmp.Diff(now, look(t, top)))
+		require.NoError(t, os.Remove(in(p)))
+		require.NoError(t, back())
+		require.Empty(t, cmp.Diff(want, look(t, top)))
+	}
+	require.NoError(t, os.Remove(in("empty")))
+	put(t, in("empty"), "a file")
+	refused("empty", "not a directory, and was one when it was taken")
+	require.NoError(t, os.Remove(in("empty")))
+	require.NoError(t, os.Symlink("sticky", in("empty")))
+	refused("empty", "a symbolic link, and was a directory")
+	require.NoError(t, os.Remove(in("names/a!")))
+	require.NoError(t, os.Mkdir(in("names/a!"), 0o755))
+	refused("names/a!", "a directory, and was none")
+
+	require.NoError(t, os.RemoveAll(filepath.Dir(top)))
+	put(t, filepath.Dir(top), "a file")
+	require.ErrorContains(t, back(), filepath.Dir(top)+" is not a directory; move it aside")
+}
+
 func TestDatastoreRoundTrip(t *testing.T) {
 	sshtest.Root(t)
 	h := sshtest.Dial(t)
@@ -115,6 +171,19 @@ func TestDatastoreRoundTrip(t *testing.T) {
 	got := look(t, killed)
 	delete(got, ".")
 	require.Empty(t, cmp.Diff(want, got))
+
+	// Ended between the log and the main file: no database is there rather
+	// than half a one, and the next call ends well.
+	require.NoError(t, os.MkdirAll(file+".migrate-restoring/in the way", 0o755))
+	require.Error(t, restore.Datastore(ctx, h, set, "k3s/state.db", file, nil))
+	requireNone(t, file)
+	require.FileExists(t, file+"-wal")
+	require.NoError(t, os.RemoveAll(file+".migrate-restoring"))
+	require.NoError(t, restore.Datastore(ctx, h, set, "k3s/state.db", file, nil))
+	got = look(t, killed)
+	delete(got, ".")
+	require.Empty(t, cmp.Diff(want, got))
+
 	db, err = sql.Open("sqlite", "file:"+file)
 	require.NoError(t, err)
 	require.NoError(t, db.QueryRow("SELECT count(*) FROM kine").Scan(&rows))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 
 	"sunbeam.pt/k3s-dualstack/backup"
@@ -47,57 +48,158 @@ func (e *UnequalError) Error() string {
 
 func staging(vol backup.VolumeRef) string { return vol.Path + ".migrate-restoring" }
 
-// look is shell: what is at the volume's place.
-const look = `
-p=%s
-if [ ! -e "$p" ] && [ ! -L "$p" ]; then echo missing
-elif [ -L "$p" ] || [ ! -d "$p" ]; then echo other
-elif [ -n "$(find "$p" -mindepth 1 -maxdepth 1 -printf x -quit)" ]; then echo full
-elif [ "$(stat -c %%d -- "$p")" != "$(stat -c %%d -- "$p/..")" ]; then echo mount
-else echo empty
+// What can be at a volume's place, as look tells it.
+const (
+	missing    = "missing"
+	empty      = "empty"
+	full       = "full"
+	emptyMount = "empty mount"
+	fullMount  = "full mount"
+	link       = "link"
+	other      = "other"
+)
+
+// look tells what is at the volume's place.
+func look(ctx context.Context, host *remote.Host, vol backup.VolumeRef) (string, error) {
+	found, err := host.Output(ctx, `p=`+remote.Quote(vol.Path)+`
+if [ -L "$p" ]; then echo link
+elif [ ! -e "$p" ]; then echo missing
+elif [ ! -d "$p" ]; then echo other
+else
+	if [ -n "$(find "$p" -mindepth 1 -maxdepth 1 -printf x -quit)" ]; then what=full; else what=empty; fi
+	# A bind mount may be of the same file system as the directory above it.
+	if mountpoint -q -- "$p"; then what="$what mount"; fi
+	echo "$what"
 fi
-`
+`)
+	if err != nil {
+		return "", fmt.Errorf("host %s: volume %s (%s): looking what is there: %w", host.Name(), vol.ID, vol.Path, err)
+	}
+	return found, nil
+}
+
+// inTheWay is the error for what can be neither replaced nor renamed.
+func inTheWay(host *remote.Host, vol backup.VolumeRef, found string) error {
+	why := map[string]string{
+		emptyMount: "the directory is the mount point of an empty file system, into which nothing can be renamed; unmount it, run again, and copy the restored directory onto it",
+		fullMount:  "the directory is the mount point of a file system whose contents differ from the backup, and a mount point cannot be renamed; nothing was changed there: roll back with --volumes present, which leaves it as it is",
+		link:       "a symbolic link is there; nothing was changed: move it aside, then run again",
+		other:      "something that is not a directory is there; nothing was changed: move it aside, then run again",
+	}[found]
+	if why == "" {
+		why = fmt.Sprintf("unexpected answer %.80q", found)
+	}
+	return fmt.Errorf("host %s: volume %s (%s): restoring it: %s", host.Name(), vol.ID, vol.Path, why)
+}
 
 // Volume brings a volume back to its path. It is extracted beside the path,
 // proven equal to what was taken — names, metadata, contents, hard links — and
 // then renamed into place. An empty directory there is replaced; one that
 // equals the backup is left as it is, and the restore is done; anything else is an *OccupiedError.
 func Volume(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, r *progress.Reporter) error {
-	fail := func(doing string, err error) error {
-		return fmt.Errorf("host %s: volume %s (%s): %s: %w", host.Name(), vol.ID, vol.Path, doing, err)
-	}
-	found, err := host.Output(ctx, fmt.Sprintf(look, remote.Quote(vol.Path)))
+	found, err := look(ctx, host, vol)
 	if err != nil {
-		return fail("looking what is there", err)
+		return err
 	}
 	switch found {
-	case "missing", "empty":
-	case "full":
+	case missing, empty:
+		return bring(ctx, host, vol, set, "", r)
+	case full, fullMount:
 		diffs, err := compare(ctx, host, vol, set, vol.Path, "")
 		if err != nil {
 			return err
 		}
-		if diffs.LostTotal > 0 {
+		if !diffs.Equal() {
 			return &OccupiedError{Host: host.Name(), Volume: vol.ID, Path: vol.Path, Differences: diffs}
 		}
 		return mark(ctx, host, vol, set)
-	case "mount":
-		return fail("restoring it", errors.New("the directory is the mount point of an empty file system, into which nothing can be renamed; unmount it, run again, and copy the restored directory onto it"))
+	}
+	return inTheWay(host, vol, found)
+}
+
+// ReplaceVolume brings a volume back to its path as Volume does, but where that
+// refuses, what is there is kept: it is renamed to aside, another path in the
+// same directory. Nobody may write to the volume meanwhile.
+//
+// A directory that equals the backup is left where it is. An aside that exists is never
+// touched; the next goes to aside-2, aside-3 and so on. kept lists those that exist
+// in the end, the oldest first, whichever attempt made them, so that an aside of
+// one's own for each rollback tells what that rollback set aside.
+//
+// It is repeatable: wherever an earlier call ended, the next one continues or
+// finds nothing left to do, for which it reads the volume once on the host. VolumeDone is no question to
+// ask before it: that is true from a restore on, whatever was written since.
+func ReplaceVolume(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, aside string, r *progress.Reporter) (kept []string, err error) {
+	if path.Dir(aside) != path.Dir(vol.Path) || path.Clean(aside) != aside || aside == vol.Path || aside == staging(vol) {
+		return nil, fmt.Errorf("host %s: volume %s (%s): it cannot be kept as %q: that must be another path in the same directory", host.Name(), vol.ID, vol.Path, aside)
+	}
+	found, err := look(ctx, host, vol)
+	if err != nil {
+		return nil, err
+	}
+	switch found {
+	case missing, empty:
+		err = bring(ctx, host, vol, set, "", r)
+	case full, fullMount:
+		var same bool
+		same, err = equal(ctx, host, vol, set, vol.Path)
+		switch {
+		case err != nil:
+		case same:
+			err = mark(ctx, host, vol, set)
+		case found == fullMount:
+			err = inTheWay(host, vol, found)
+		default:
+			err = bring(ctx, host, vol, set, aside, r)
+		}
 	default:
-		return fail("restoring it", errors.New("something that is not a directory is there; move it aside, then run again"))
+		err = inTheWay(host, vol, found)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out, err := host.Output(ctx, "aside="+remote.Quote(aside)+nextAside+`echo "$n"`)
+	if err != nil {
+		return nil, fmt.Errorf("host %s: volume %s: looking for what was kept as %s: %w", host.Name(), vol.ID, aside, err)
+	}
+	next, err := strconv.Atoi(out)
+	if err != nil {
+		return nil, fmt.Errorf("host %s: volume %s: looking for what was kept as %s: unexpected answer %.80q", host.Name(), vol.ID, aside, out)
+	}
+	for n := 1; n < next; n++ {
+		if n == 1 {
+			kept = append(kept, aside)
+		} else {
+			kept = append(kept, fmt.Sprintf("%s-%d", aside, n))
+		}
+	}
+	return kept, nil
+}
+
+// nextAside is shell: $next is the first path for $aside that is not taken, and $n its number.
+const nextAside = `
+n=1 next=$aside
+while [ -e "$next" ] || [ -L "$next" ]; do n=$((n + 1)); next=$aside-$n; done
+`
+
+// bring extracts the volume beside its path, proves it, and puts it in place. What is there is renamed to
+// aside; without one there is nothing, or an empty directory.
+func bring(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, aside string, r *progress.Reporter) error {
+	fail := func(doing string, err error) error {
+		return fmt.Errorf("host %s: volume %s (%s): %s: %w", host.Name(), vol.ID, vol.Path, doing, err)
 	}
 	if err := prepare(ctx, host, vol, set); err != nil {
 		return fail("preparing", err)
 	}
 	dir := staging(vol)
-	if err := extract(ctx, host, vol.StateDir(), dir, set, vol.Full(), vol.Label(), r); err != nil {
-		return fail("extracting the full pass", err)
-	}
-	if err := prune(ctx, host, vol, set, dir); err != nil {
-		return fail("removing what was gone when the changes were taken", err)
-	}
-	if err := extract(ctx, host, vol.StateDir(), dir, set, vol.Delta(), "changes of "+vol.Label(), r); err != nil {
-		return fail("extracting the changes", err)
+	if err := unpack(ctx, host, vol, set, dir, r); err != nil {
+		var exit *remote.ExitError
+		if errors.As(err, &exit) {
+			// What is half there would keep a full disk full, for others, too. If this
+			// fails, the next attempt does it.
+			_ = host.Run(ctx, "rm -rf --one-file-system -- "+remote.Quote(dir))
+		}
+		return fail("extracting it", err)
 	}
 	task := r.Wait("proving " + vol.Label())
 	defer task.Done()
@@ -105,19 +207,42 @@ func Volume(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *b
 	if err != nil {
 		return err
 	}
-	if diffs.LostTotal > 0 {
+	if !diffs.Equal() {
 		return &UnequalError{Host: host.Name(), Volume: vol.ID, Path: dir, Differences: diffs}
 	}
+	setAside := ""
+	if aside != "" {
+		setAside = `mv -T -- "$path" "$next"` + "\n"
+	}
+	// While the old is aside and the new not yet in place, no signal ends the script.
 	err = host.Run(ctx, `set -eu
-dir=`+remote.Quote(dir)+` path=`+remote.Quote(vol.Path)+`
-sync -f "$dir"
-mv -T -- "$dir" "$path"
+dir=`+remote.Quote(dir)+` path=`+remote.Quote(vol.Path)+` aside=`+remote.Quote(aside)+`
+cd -- "$dir"
+sync -f .
+`+nextAside+`trap '' HUP INT TERM PIPE
+# A script that a lost connection left running finds the directory of its successor here, or none.
+[ . -ef "$dir" ] || { echo "$dir is not what was proven; run again" >&2; exit 1; }
+`+setAside+`mv -T -- "$dir" "$path"
 sync "${path%/*}/"
 `)
 	if err != nil {
 		return fail("putting it in place", err)
 	}
 	return mark(ctx, host, vol, set)
+}
+
+// unpack makes the staging directory what the volume was.
+func unpack(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir string, r *progress.Reporter) error {
+	if err := extract(ctx, host, vol.StateDir(), dir, set, vol.Full(), vol.Label(), r); err != nil {
+		return fmt.Errorf("the full pass: %w", err)
+	}
+	if err := prune(ctx, host, vol, set, dir); err != nil {
+		return fmt.Errorf("removing what was gone when the changes were taken: %w", err)
+	}
+	if err := extract(ctx, host, vol.StateDir(), dir, set, vol.Delta(), "changes of "+vol.Label(), r); err != nil {
+		return fmt.Errorf("the changes: %w", err)
+	}
+	return nil
 }
 
 // prepare makes the empty staging directory, and the directory that it is in
@@ -164,7 +289,7 @@ bad=$(failed unpack tar)
 if [ -z "$bad" ] && [ ! -s "$run/err" ]; then exit 0; fi
 # tar does not always say why it could not write.
 free=$(df -Pk -- ` + remote.Quote(dir) + ` | awk 'END { print $4 }')
-[ "$free" -ge 1024 ] || echo "the disk is full: $free KiB are free in" ` + remote.Quote(dir) + ` >&2
+[ "$free" -ge 1024 ] || echo "the disk is full: $free KiB are free in" ` + remote.Quote(dir) + `"; make room there, then run again" >&2
 echo "extracting failed:$bad" >&2
 head -c 2000 "$run/err" >&2
 exit 1
@@ -235,9 +360,9 @@ func VolumeDone(ctx context.Context, host *remote.Host, vol backup.VolumeRef, se
 	if err != nil || when == "" {
 		return false, err
 	}
-	found, err := host.Output(ctx, fmt.Sprintf(look, remote.Quote(vol.Path)))
+	found, err := look(ctx, host, vol)
 	if err != nil {
-		return false, fmt.Errorf("host %s: volume %s (%s): looking what is there: %w", host.Name(), vol.ID, vol.Path, err)
+		return false, err
 	}
-	return found != "missing" && found != "other", nil
+	return found != missing && found != link && found != other, nil
 }
