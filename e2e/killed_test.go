@@ -5,11 +5,12 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,9 +18,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A migration whose process is killed with SIGKILL as soon as each new record of
-// its journal is on disk, and continued by the same command every time: it ends
-// like any other.
+// A migration whose process is killed with SIGKILL at every record of its journal,
+// once before its write and once after it, and continued by the same command every
+// time: it ends like any other.
 func TestKilledAtEveryRecord(t *testing.T) {
 	t.Parallel()
 	// Installed by a configuration file, a drop-in and flags, which all have to survive.
@@ -30,77 +31,97 @@ func TestKilledAtEveryRecord(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(drops, "10-names.yaml"), []byte("tls-san:\n  - lab.example # a name\n"), 0o600))
 	l := up(t, "e2e-killed", "--store-mib", "40", "--config", config, "--config-dir", drops, "--install-args", "--service-cidr=10.43.0.0/16", "--env", `K3S_TOKEN=it's "$ecret" `)
 	file := l.plan(t, nil)
-	journal := filepath.Join(filepath.Dir(file), "work", "journal.jsonl")
+	journal := journalOf(file)
 	// What an admin added by hand, and the install script would not write again.
 	l.on(t, "echo GODEBUG=http2debug=0 >>/etc/systemd/system/k3s.service.env")
 	files, ca, env := l.on(t, fingerprint), l.on(t, identity), l.on(t, "cat /etc/systemd/system/k3s.service.env")
 	beats := heartbeats(t, l)
 
-	seen := map[string]bool{}
-	kills := 0
+	calls := filepath.Join(dir, "calls")
+	before, after := map[string]bool{}, map[string]bool{} // where it was killed
 	for deadline := time.Now().Add(20 * time.Minute); ; {
-		require.True(t, time.Now().Before(deadline), "the migration does not end; killed %d times", kills)
-		run := exec.Command(bin("migrate"), "run", "-f", file, "--yes")
-		var out strings.Builder
-		run.Stdout, run.Stderr = &out, &out
-		require.NoError(t, run.Start())
-		ended := make(chan error, 1)
-		go func() { ended <- run.Wait() }()
-		killed := false
-		for !killed {
-			select {
-			case err := <-ended:
-				require.NoError(t, err, "after %d kills: %s", kills, out.String())
-				t.Logf("killed %d times and continued", kills)
-				assert.Greater(t, kills, 60)
-				assert.Equal(t, files, l.on(t, fingerprint), "volumes")
-				assert.Equal(t, ca, l.on(t, identity), "identity")
-				assert.True(t, strings.HasPrefix(heartbeats(t, l), beats), "the store's log goes on where it ended")
-				assert.Equal(t, `# ours
+		require.True(t, time.Now().Before(deadline), "the migration does not end; killed %d times", len(before)+len(after))
+		require.NoError(t, os.RemoveAll(calls))
+		// With -D strace is not the parent: the process is migrate.
+		run := start(t, nil, "strace", "-D", "-f", "-qq", "--seccomp-bpf", "-e", "signal=none", "-s", "1048576", "-o", calls,
+			"-P", journal.path, "-e", "trace=write", "-e", fmt.Sprintf("inject=write:delay_enter=%d", held.Microseconds()),
+			bin("migrate"), "run", "-f", file, "--yes")
+		if !killAtRecord(t, run, journal, calls, before, after) {
+			require.Zero(t, run.wait(t, time.Second), "after %d kills: %s", len(before)+len(after), &run.printed)
+			break
+		}
+	}
+	t.Logf("killed %d times before a record's write and %d times after it, and continued", len(before), len(after))
+	assert.Greater(t, len(before)+len(after), 160)
+	records := journal.now(t)
+	for _, r := range records[:len(records)-1] {
+		assert.True(t, before[r.String()], "not killed before %s was written", r)
+		assert.True(t, after[r.String()], "not killed after %s was written", r)
+	}
+
+	assert.Equal(t, files, l.on(t, fingerprint), "volumes")
+	assert.Equal(t, ca, l.on(t, identity), "identity")
+	assert.True(t, strings.HasPrefix(heartbeats(t, l), beats), "the store's log goes on where it ended")
+	assert.Equal(t, `# ours
 write-kubeconfig-mode: "0640" # for the group
 cluster-cidr: 10.42.0.0/16,fd42::/48 # pods
 node-ip: `+l.Host.IPv4+","+l.Host.IPv6+`
 flannel-ipv6-masq: true`, l.on(t, "cat /etc/rancher/k3s/config.yaml"))
-				assert.Equal(t, "600 600", l.on(t, "stat -c %a /etc/rancher/k3s/config.yaml /etc/rancher/k3s/config.yaml.d/10-names.yaml | paste -sd' '"))
-				assert.Equal(t, "tls-san:\n  - lab.example # a name", l.on(t, "cat /etc/rancher/k3s/config.yaml.d/10-names.yaml"))
-				assert.Equal(t, env, l.on(t, "cat /etc/systemd/system/k3s.service.env"))
-				assert.Contains(t, l.on(t, "systemctl cat k3s"), "--service-cidr=10.43.0.0/16,fd43::/108")
-				assert.Contains(t, l.on(t, "cat /var/lib/rancher/k3s/server/token"), `$ecret`)
-				r := migrate(t, "verify", "-f", file)
-				assert.Zero(t, r.code, "%s", r)
-				return
-			case <-time.After(time.Millisecond):
-			}
-			if fresh(t, journal, seen) {
-				require.NoError(t, run.Process.Signal(syscall.SIGKILL))
-				<-ended
-				killed = true
-				kills++
-				// What was written before the signal arrived counts as seen.
-				fresh(t, journal, seen)
-			}
-		}
-	}
+	assert.Equal(t, "600 600", l.on(t, "stat -c %a /etc/rancher/k3s/config.yaml /etc/rancher/k3s/config.yaml.d/10-names.yaml | paste -sd' '"))
+	assert.Equal(t, "tls-san:\n  - lab.example # a name", l.on(t, "cat /etc/rancher/k3s/config.yaml.d/10-names.yaml"))
+	assert.Equal(t, env, l.on(t, "cat /etc/systemd/system/k3s.service.env"))
+	assert.Contains(t, l.on(t, "systemctl cat k3s"), "--service-cidr=10.43.0.0/16,fd43::/108")
+	assert.Contains(t, l.on(t, "cat /var/lib/rancher/k3s/server/token"), `$ecret`)
+	r := migrate(t, "verify", "-f", file)
+	assert.Zero(t, r.code, "%s", r)
 }
 
-// fresh tells whether the journal has a record of a kind that was not seen: an
-// action's intent comes again with every attempt, and the last record is the end.
-func fresh(t testing.TB, journal string, seen map[string]bool) bool {
+// held is for how long strace keeps a record's write from the kernel.
+const held = 400 * time.Millisecond
+
+// killAtRecord kills the run at the first record at which none was killed before its
+// write, or else after it, and notes where. It is false when the run ended without.
+// An action's intent comes again with every attempt, and counts once.
+func killAtRecord(t testing.TB, run *process, j *journal, calls string, before, after map[string]bool) bool {
 	t.Helper()
-	data, err := os.ReadFile(journal)
+	for !run.over() {
+		if r, ok := heldRecord(t, calls); ok && !before[r.String()] {
+			require.NoError(t, run.Kill())
+			run.wait(t, time.Minute)
+			// A kill that came too late to be one before the write is none.
+			before[r.String()] = len(j.now(t)) < r.Seq
+			return true
+		}
+		if records := j.now(t); len(records) > 0 {
+			if last := records[len(records)-1]; !after[last.String()] && last.Event != "finished" {
+				require.NoError(t, run.Kill())
+				run.wait(t, time.Minute)
+				after[last.String()] = true
+				return true
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
+}
+
+// entered is a write as strace prints it when it began and has not ended.
+var entered = regexp.MustCompile(`write\(\d+, (".*"), \d+$`)
+
+// heldRecord is the record whose write strace holds, if there is one.
+func heldRecord(t testing.TB, calls string) (r record, ok bool) {
+	t.Helper()
+	data, err := os.ReadFile(calls)
 	if os.IsNotExist(err) {
-		return false
+		return r, false
 	}
 	require.NoError(t, err)
-	found := false
-	for line := range bytes.SplitSeq(data, []byte("\n")) {
-		var r struct{ Step, Action, Event string }
-		if json.Unmarshal(line, &r) != nil || r.Event == "finished" {
-			continue
-		}
-		key := r.Step + "/" + r.Action + "/" + r.Event
-		found = found || !seen[key]
-		seen[key] = true
+	line := entered.FindSubmatch(data[bytes.LastIndexByte(data, '\n')+1:])
+	if line == nil {
+		return r, false
 	}
-	return found
+	text, err := strconv.Unquote(string(line[1]))
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal([]byte(text), &r))
+	return r, true
 }

@@ -2,7 +2,7 @@
 
 // Package e2e migrates real clusters on the lab's disposable hosts and asserts
 // the outcome from outside the product: with kubectl, curl, sha256sum, getfattr
-// and docker, never with its own packages. It needs bin/migrate and bin/lab.
+// and docker, never with its own packages. It needs bin/migrate, bin/lab, and strace.
 package e2e
 
 import (
@@ -11,10 +11,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,6 +65,139 @@ func migrate(t testing.TB, args ...string) result {
 	t.Helper()
 	t.Logf("migrate %s", strings.Join(args, " "))
 	return execute(t, nil, bin("migrate"), args...)
+}
+
+// process is a program that a test disturbs while it runs.
+type process struct {
+	*os.Process
+	printed transcript    // on stdout and stderr
+	ended   chan struct{} // closed when it has
+	state   *os.ProcessState
+}
+
+// start starts a program; stdin may be nil. It does not outlive the test.
+func start(t testing.TB, stdin io.Reader, name string, args ...string) *process {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	p := &process{ended: make(chan struct{})}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &p.printed, &p.printed
+	require.NoError(t, cmd.Start())
+	p.Process = cmd.Process
+	go func() {
+		_ = cmd.Wait() // the state tells more
+		p.state = cmd.ProcessState
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		_ = p.Kill()
+		<-p.ended
+	})
+	return p
+}
+
+// over tells whether the program has ended.
+func (p *process) over() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait waits for the program's end and returns its exit status.
+func (p *process) wait(t testing.TB, within time.Duration) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(within):
+		require.FailNow(t, "it still runs after "+within.String(), "%s", &p.printed)
+	}
+	return p.state.ExitCode()
+}
+
+// transcript is output that can be read while it is written.
+type transcript struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (o *transcript) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *transcript) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// record is a line of the journal.
+type record struct {
+	Seq                 int
+	Step, Action, Event string
+}
+
+func (r record) String() string { return r.Step + "/" + r.Action + "/" + r.Event }
+
+// journal is read while a run writes it.
+type journal struct {
+	path    string
+	read    os.FileInfo // as the file was when it was read
+	records []record
+}
+
+// journalOf is the journal of the plan's run.
+func journalOf(file string) *journal {
+	return &journal{path: filepath.Join(workDir(file), "journal.jsonl")}
+}
+
+// workDir is where the plan's run keeps what it needs.
+func workDir(file string) string { return filepath.Join(filepath.Dir(file), "work") }
+
+// now returns the whole records that are in the file.
+func (j *journal) now(t testing.TB) []record {
+	t.Helper()
+	info, err := os.Stat(j.path)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	require.NoError(t, err)
+	if j.read != nil && os.SameFile(info, j.read) && info.Size() == j.read.Size() && info.ModTime().Equal(j.read.ModTime()) {
+		return j.records
+	}
+	data, err := os.ReadFile(j.path)
+	if os.IsNotExist(err) {
+		return nil // a run that only looked is begun anew
+	}
+	require.NoError(t, err)
+	j.read, j.records = info, nil
+	for line := range bytes.SplitSeq(data, []byte("\n")) {
+		var r record
+		if json.Unmarshal(line, &r) == nil {
+			j.records = append(j.records, r)
+		}
+	}
+	return j.records
+}
+
+// await waits until the run writes a record that the regular expression fits, after
+// those that were there before.
+func (j *journal) await(t testing.TB, run *process, before int, expression string) {
+	t.Helper()
+	fits := regexp.MustCompile("^" + expression + "$")
+	for {
+		records := j.now(t)
+		for _, r := range records[min(before, len(records)):] {
+			if fits.MatchString(r.String()) {
+				return
+			}
+		}
+		require.False(t, run.over(), "it ended without %s: %s", expression, &run.printed)
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // lab is a host of the lab, as `lab up -o json` describes it.
