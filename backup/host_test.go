@@ -127,7 +127,7 @@ func TestVerifyNamesAllThatIsWrong(t *testing.T) {
 	var all *multierror.Error
 	require.ErrorAs(t, err, &all)
 	for _, want := range []string{
-		"no artifact wanted", "artifact notes (notes.age) is damaged: open ", "artifact objects (objects.age) is damaged: it has",
+		"no artifact wanted", "artifact notes (notes.age) is damaged: its file is missing: open ", "artifact objects (objects.age) is damaged: it has",
 		"artifact bad-objects (bad-objects.age) is damaged: object 1 has no", "object 1 (c) is a ConfigMap",
 		"artifact bad-json", "artifact bad-list", `kind "mystery"`, "write-ahead log in the set belongs to another copy",
 	} {

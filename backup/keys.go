@@ -53,6 +53,21 @@ func ParseRecipients(keys []string) ([]age.Recipient, error) {
 	return out, nil
 }
 
+// describe lists public keys that ParseRecipients accepts in the form of [MetaRecipients].
+func describe(keys []string) string {
+	var out []string
+	for _, key := range keys {
+		if pub, comment, _, _, err := ssh.ParseAuthorizedKey([]byte(key)); err == nil {
+			key = strings.TrimSpace(pub.Type() + " " + ssh.FingerprintSHA256(pub) + " " + comment)
+		}
+		if key = strings.TrimSpace(key); len(key) > 100 {
+			key = shorten(key) // a hybrid key has some 2,000 characters
+		}
+		out = append(out, key)
+	}
+	return strings.Join(out, "\n")
+}
+
 // shorten keeps messages readable; public keys are long.
 func shorten(key string) string {
 	if len(key) > 40 {
@@ -111,15 +126,24 @@ func protectedIdentity(file string, pem []byte, pub ssh.PublicKey, ask Passphras
 			return nil, &EncryptedKeyError{File: file, Err: fmt.Errorf("reading %s.pub: %w", file, err)}
 		}
 	}
-	id, err := agessh.NewEncryptedSSHIdentity(pub, pem, func() ([]byte, error) {
-		pass, err := ask(file)
-		if err != nil {
-			return nil, &EncryptedKeyError{File: file, Err: err}
-		}
-		return pass, nil
-	})
+	id, err := agessh.NewEncryptedSSHIdentity(pub, pem, func() ([]byte, error) { return ask(file) })
 	if err != nil {
 		return nil, fmt.Errorf("reading identity %s: %w", file, err)
 	}
-	return id, nil
+	return &lockedIdentity{id, file}, nil
+}
+
+// lockedIdentity tells that a passphrase was wrong or not to be had, which
+// agessh says in words only.
+type lockedIdentity struct {
+	age.Identity
+	file string
+}
+
+func (l *lockedIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
+	key, err := l.Identity.Unwrap(stanzas)
+	if err != nil && !errors.Is(err, age.ErrIncorrectIdentity) {
+		err = &EncryptedKeyError{File: l.file, Err: err}
+	}
+	return key, err
 }

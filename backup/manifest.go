@@ -69,6 +69,12 @@ type Artifact struct {
 	Meta          map[string]string `json:"meta,omitempty"`
 }
 
+// Recipients are the public keys that the artifact is encrypted to, as
+// [MetaRecipients] has them.
+func (a Artifact) Recipients() []string {
+	return strings.FieldsFunc(a.Meta[MetaRecipients], func(r rune) bool { return r == '\n' })
+}
+
 // ManifestError says that the manifest itself cannot be trusted.
 type ManifestError struct {
 	File string

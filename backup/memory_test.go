@@ -91,6 +91,7 @@ func TestMemoryStaysSmall(t *testing.T) {
 	require.NoError(t, Take(t.Context(), h, vol, s, nil))
 	require.NoError(t, Delta(t.Context(), h, vol, s, nil))
 	require.NoError(t, s.Verify(t.Context(), vol.Artifacts(), nil))
+	require.NoError(t, s.VolumeTar(t.Context(), vol, io.Discard, nil))
 	t.Logf("largest resident size: %d MiB", peak()>>20)
 	if raceEnabled {
 		return // the race detector's shadow memory counts, too

@@ -9,6 +9,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,8 @@ import (
 	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"sunbeam.pt/k3s-dualstack/progress"
 )
 
 // Set is a backup set on the laptop. It is safe for concurrent use by one
@@ -27,6 +30,7 @@ type Set struct {
 	dir        string
 	recipients []age.Recipient
 	identities []age.Identity
+	readers    string // MetaRecipients of new artifacts
 
 	mu       sync.Mutex
 	manifest manifest
@@ -57,6 +61,31 @@ func (e *DamagedError) Error() string {
 }
 
 func (e *DamagedError) Unwrap() error { return e.Err }
+
+// MetaRecipients is the key of Artifact.Meta with the public keys that the
+// artifact is encrypted to, one a line: age1…, or of an SSH key its type and fingerprint.
+const MetaRecipients = "recipients"
+
+// NoIdentityError says that no private key at hand opens an artifact.
+type NoIdentityError struct {
+	Name string
+	// Recipients are the public keys that it is encrypted to; none when that
+	// is not known.
+	Recipients []string
+	// Tried tells that there were private keys at all.
+	Tried bool
+}
+
+func (e *NoIdentityError) Error() string {
+	what := "no identity is given"
+	if e.Tried {
+		what = "none of the identities opens it"
+	}
+	if len(e.Recipients) > 0 {
+		what += "; it is encrypted to " + strings.Join(e.Recipients, ", ")
+	}
+	return fmt.Sprintf("artifact %s: %s; name the file of a private key that belongs to it in spec.backup.encryption.identities or with --identity", e.Name, what)
+}
 
 // DiskFullError says that the laptop's disk could not take an artifact.
 type DiskFullError struct {
@@ -99,7 +128,7 @@ func OpenAsking(dir string, recipients, identities []string, ask Passphrase) (*S
 	if err != nil {
 		return nil, err
 	}
-	s := &Set{dir: dir, recipients: rs, identities: ids, writing: map[string]bool{}}
+	s := &Set{dir: dir, recipients: rs, identities: ids, readers: describe(recipients), writing: map[string]bool{}}
 	if len(rs) > 0 {
 		if err := s.begin(); err != nil {
 			return nil, err
@@ -403,7 +432,8 @@ func (w *Writer) Commit(meta map[string]string) (Artifact, error) {
 	w.artifact.Size, w.artifact.SHA256 = w.rest.n, w.rest.hex()
 	w.artifact.ContentSize, w.artifact.ContentSHA256 = w.content.n, w.content.hex()
 	w.artifact.Created = time.Now().UTC().Truncate(time.Second)
-	w.artifact.Meta = meta
+	w.artifact.Meta = map[string]string{MetaRecipients: w.set.readers}
+	maps.Copy(w.artifact.Meta, meta)
 	if err := w.set.enter(w.artifact); err != nil {
 		os.Remove(path)
 		return Artifact{}, err
@@ -530,16 +560,48 @@ func syncParents(top, dir string) error {
 	return nil
 }
 
+// openFile opens the file of an artifact, which a set that was copied in part
+// may not have.
+func (s *Set) openFile(a Artifact) (*os.File, error) {
+	if !s.CanRead() {
+		return nil, s.noIdentity(a)
+	}
+	file, err := os.Open(filepath.Join(s.dir, a.File))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("its file is missing: %w", err)
+	}
+	if err != nil {
+		return nil, &DamagedError{Name: a.Name, File: a.File, Err: err}
+	}
+	return file, nil
+}
+
+func (s *Set) noIdentity(a Artifact) error {
+	return &NoIdentityError{Name: a.Name, Recipients: a.Recipients(), Tried: s.CanRead()}
+}
+
+// sealed is what kept a sound artifact from being decrypted: the lack of a key
+// is no damage.
+func (s *Set) sealed(a Artifact, err error) error {
+	var none *age.NoIdentityMatchError
+	var locked *EncryptedKeyError
+	switch {
+	case errors.As(err, &none):
+		return s.noIdentity(a)
+	case errors.As(err, &locked):
+		return fmt.Errorf("artifact %s: decrypting it: %w", a.Name, err)
+	}
+	return &DamagedError{Name: a.Name, File: a.File, Err: fmt.Errorf("decrypting it: %w", err)}
+}
+
 // content opens the file of an artifact and decrypts it, still compressed. The
 // returned stream hashes the file as it goes and ends with a *DamagedError in
 // the place of io.EOF when the file is not the one that the manifest knows.
-func (s *Set) content(a Artifact) (io.ReadCloser, error) {
-	if !s.CanRead() {
-		return nil, fmt.Errorf("opening artifact %s: no private key is given; name one in spec.backup.encryption.identities", a.Name)
-	}
-	file, err := os.Open(filepath.Join(s.dir, a.File))
+// task counts the bytes at rest.
+func (s *Set) content(a Artifact, task *progress.Task) (io.ReadCloser, error) {
+	file, err := s.openFile(a)
 	if err != nil {
-		return nil, &DamagedError{Name: a.Name, File: a.File, Err: err}
+		return nil, err
 	}
 	r := &contentReader{artifact: a, file: file, sum: sha256.New(), inner: sha256.New()}
 	if st, err := file.Stat(); err != nil || st.Size() != a.Size {
@@ -550,9 +612,13 @@ func (s *Set) content(a Artifact) (io.ReadCloser, error) {
 		return nil, &DamagedError{Name: a.Name, File: a.File, Err: err}
 	}
 	// age reads ahead, therefore the sum is taken below it.
-	r.plain, err = age.Decrypt(io.TeeReader(file, r.sum), s.identities...)
+	r.plain, err = age.Decrypt(io.TeeReader(file, io.MultiWriter(r.sum, task)), s.identities...)
 	if err != nil {
-		err = r.damaged(fmt.Errorf("decrypting it: %w", err))
+		if r.intact() {
+			err = s.sealed(a, err)
+		} else {
+			err = r.damaged(err)
+		}
 		file.Close()
 		return nil, err
 	}
@@ -579,7 +645,7 @@ func (r *contentReader) Read(p []byte) (int, error) {
 	case err == io.EOF:
 		r.err = r.check()
 	case err != nil:
-		r.err = r.damaged(fmt.Errorf("decrypting it: %w", err))
+		r.err = r.damaged(err)
 	}
 	return n, r.err
 }
@@ -601,10 +667,18 @@ func (r *contentReader) check() error {
 
 var errSum = errors.New("its SHA-256 is not the one in the manifest")
 
+// intact reads the file to its end and tells whether it is the one that the
+// manifest knows.
+func (r *contentReader) intact() bool {
+	_, err := io.Copy(r.sum, r.file)
+	return err == nil && hex.EncodeToString(r.sum.Sum(nil)) == r.artifact.SHA256
+}
+
 // damaged finds out whether the file at rest is to blame for err, which is
 // then the clearer thing to say.
 func (r *contentReader) damaged(err error) error {
-	if _, copyErr := io.Copy(r.sum, r.file); copyErr == nil && hex.EncodeToString(r.sum.Sum(nil)) != r.artifact.SHA256 {
+	err = fmt.Errorf("decrypting it: %w", err)
+	if !r.intact() {
 		err = fmt.Errorf("%w (%v)", errSum, err)
 	}
 	return &DamagedError{Name: r.artifact.Name, File: r.artifact.File, Err: err}
@@ -620,7 +694,7 @@ func (s *Set) Content(name string) (io.ReadCloser, Artifact, error) {
 	if err != nil {
 		return nil, a, err
 	}
-	r, err := s.content(a)
+	r, err := s.content(a, nil)
 	return r, a, err
 }
 
@@ -628,7 +702,16 @@ func (s *Set) Content(name string) (io.ReadCloser, Artifact, error) {
 // is io.EOF only when the file at rest and the content have the sums that the
 // manifest says; otherwise it is a *DamagedError.
 func (s *Set) Reader(name string) (io.ReadCloser, error) {
-	r, a, err := s.Content(name)
+	a, err := s.lookup(name)
+	if err != nil {
+		return nil, err
+	}
+	return s.read(a, nil)
+}
+
+// read is Reader; task counts the bytes at rest.
+func (s *Set) read(a Artifact, task *progress.Task) (io.ReadCloser, error) {
+	r, err := s.content(a, task)
 	if err != nil {
 		return nil, err
 	}
@@ -716,17 +799,14 @@ func (s *Set) ReaderAt(name string) (io.ReaderAt, int64, io.Closer, error) {
 	if a.Codec != None {
 		return nil, 0, nil, fmt.Errorf("artifact %s is compressed with %s and can only be read from its beginning", name, a.Codec)
 	}
-	if !s.CanRead() {
-		return nil, 0, nil, fmt.Errorf("opening artifact %s: no private key is given; name one in spec.backup.encryption.identities", name)
-	}
-	file, err := os.Open(filepath.Join(s.dir, a.File))
+	file, err := s.openFile(a)
 	if err != nil {
-		return nil, 0, nil, &DamagedError{Name: a.Name, File: a.File, Err: err}
+		return nil, 0, nil, err
 	}
 	r, n, err := age.DecryptReaderAt(file, a.Size, s.identities...)
 	if err != nil {
 		file.Close()
-		return nil, 0, nil, &DamagedError{Name: a.Name, File: a.File, Err: fmt.Errorf("decrypting it: %w", err)}
+		return nil, 0, nil, s.sealed(a, err)
 	}
 	return r, n, file, nil
 }

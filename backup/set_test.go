@@ -219,7 +219,7 @@ func TestKeys(t *testing.T) {
 	require.NoError(t, err)
 	store(t, s, "x", KindFile, "hello")
 	_, err = s.Reader("x")
-	require.ErrorContains(t, err, "no private key is given")
+	require.ErrorContains(t, err, "artifact x: no identity is given; it is encrypted to ssh-ed25519 "+ssh.FingerprintSHA256(sshPub)+" admin@laptop, "+recipient)
 	for _, file := range []string{open, key} {
 		s, err := Open(set, nil, []string{file})
 		require.NoError(t, err)
@@ -242,14 +242,32 @@ func TestKeys(t *testing.T) {
 	s, err = OpenAsking(set, nil, []string{locked}, func(string) ([]byte, error) { return nil, errors.New("declined") })
 	require.NoError(t, err)
 	_, err = s.Reader("x")
+	require.ErrorAs(t, err, &protected)
 	require.ErrorContains(t, err, "declined")
+	require.NotContains(t, err.Error(), "damaged")
+	s, err = OpenAsking(set, nil, []string{locked}, func(string) ([]byte, error) { return []byte("another"), nil })
+	require.NoError(t, err)
+	_, err = s.Reader("x")
+	require.ErrorAs(t, err, &protected)
 
 	_, other := keys(t)
 	s, err = Open(set, nil, []string{other})
 	require.NoError(t, err)
+	var none *NoIdentityError
 	_, err = s.Reader("x")
-	require.ErrorContains(t, err, "artifact x")
-	require.ErrorContains(t, s.Verify(t.Context(), nil, nil), "artifact x")
+	require.ErrorAs(t, err, &none)
+	require.ErrorContains(t, err, "artifact x: none of the identities opens it; it is encrypted to ssh-ed25519 SHA256:")
+	require.ErrorContains(t, s.Verify(t.Context(), nil, nil), "artifact x: none of the identities opens it")
+	_, _, _, err = s.ReaderAt("x")
+	require.ErrorAs(t, err, &none)
+	// The key is wanting, but the file is broken, too: that is worse.
+	data, err := os.ReadFile(filepath.Join(set, "x.age"))
+	require.NoError(t, err)
+	data[len(data)-1] ^= 1
+	require.NoError(t, os.WriteFile(filepath.Join(set, "x.age"), data, 0o600))
+	_, err = s.Reader("x")
+	var damaged *DamagedError
+	require.ErrorAs(t, err, &damaged)
 
 	for _, bad := range []string{"age1nonsense", "ssh-ed25519 AAAA", "ecdsa-sha2-nistp256 AAAA", ""} {
 		_, err = ParseRecipients([]string{bad})

@@ -18,6 +18,7 @@ var tools = []struct{ name, trial, pkg string }{
 	{"xargs", `printf 'x\0' | xargs -0 -r echo`, "findutils"},
 	{"GNU sort (with -z)", `printf 'b\0a\0' | sort -z`, "coreutils"},
 	{"GNU comm (with -z)", `comm -z -13 /dev/null /dev/null`, "coreutils"},
+	{"GNU join (with -z)", `join -z /dev/null /dev/null`, "coreutils"},
 	{"sha256sum (with -z)", `sha256sum -z /dev/null`, "coreutils"},
 	{"sync (with -f)", `sync -f /`, "coreutils"},
 	{"tee, mkfifo, stat, cut", `command -v tee mkfifo stat cut`, "coreutils"},

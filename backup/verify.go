@@ -45,41 +45,81 @@ func (s *Set) Verify(ctx context.Context, required []string, r *progress.Reporte
 			all = multierror.Append(all, &NotFoundError{Dir: s.dir, Name: name})
 		}
 	}
-	artifacts := s.Artifacts()
+	checked, err := s.Check(ctx, s.Artifacts(), r)
+	if err != nil {
+		return err
+	}
+	for _, c := range checked {
+		if c.Err != nil {
+			all = multierror.Append(all, c.Err)
+		}
+	}
+	return all.ErrorOrNil()
+}
+
+// Checked is what [Set.Check] found out about an artifact.
+type Checked struct {
+	Artifact Artifact
+	// Err names the artifact and says what is wrong; nil when it is sound.
+	Err error
+}
+
+// Check does for some artifacts what [Set.Verify] does for all of them. It
+// finds out about each whatever the others are like; its own error is that the context ended.
+func (s *Set) Check(ctx context.Context, artifacts []Artifact, r *progress.Reporter) ([]Checked, error) {
 	var total int64
 	for _, a := range artifacts {
 		total += a.Size
 	}
 	task := r.Bytes("verifying the backup", total)
 	defer task.Done()
+	out := make([]Checked, len(artifacts))
 	broken := map[string]bool{}
-	for _, a := range artifacts {
+	for i, a := range artifacts {
 		task.Detail(a.Name)
-		if err := s.verify(ctx, a); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			broken[a.Name] = true
-			all = multierror.Append(all, err)
+		out[i] = Checked{Artifact: a, Err: s.verify(ctx, a, task)}
+		broken[a.Name] = out[i].Err != nil
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
 		}
-		task.Add(a.Size)
 	}
 	// What belongs together is only looked at where each part is sound.
-	for _, a := range artifacts {
+	for i, a := range artifacts {
 		if a.Kind == KindSQLite && !broken[a.Name] && !broken[WALName(a.Name)] {
-			if _, err := s.CheckDatabase(ctx, a.Name); err != nil {
-				all = multierror.Append(all, err)
-			}
+			_, out[i].Err = s.CheckDatabase(ctx, a.Name)
 		}
 		vol, ok := volumeOf(a)
 		if !ok || broken[vol.Index()] || broken[ListName(vol.Full())] || broken[ListName(vol.Delta())] {
 			continue
 		}
 		if err := s.verifyVolume(ctx, vol, a); err != nil {
-			all = multierror.Append(all, fmt.Errorf("artifact %s: %w", a.Name, err))
+			out[i].Err = fmt.Errorf("artifact %s: %w", a.Name, err)
 		}
 	}
-	return all.ErrorOrNil()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return out, nil
+}
+
+// Strays lists files below the set's directory that the manifest does not
+// name, by their path in it: what an interrupted backup left, or is being written now.
+func (s *Set) Strays() ([]string, error) {
+	named := map[string]bool{manifestFile: true}
+	for _, a := range s.Artifacts() {
+		named[a.File] = true
+	}
+	var out []string
+	err := s.walk(func(file string) error {
+		if !named[file] {
+			out = append(out, file)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking through the backup set's directory: %w", err)
+	}
+	return out, nil
 }
 
 func volumeOf(a Artifact) (VolumeRef, bool) {
@@ -119,12 +159,8 @@ func (u untilDone) Read(p []byte) (int, error) {
 }
 
 // verify reads one artifact to its end and opens it by its kind.
-func (s *Set) verify(ctx context.Context, a Artifact) error {
-	content, err := s.content(a)
-	if err != nil {
-		return err
-	}
-	plain, err := decompress(content, a)
+func (s *Set) verify(ctx context.Context, a Artifact, task *progress.Task) error {
+	plain, err := s.read(a, task)
 	if err != nil {
 		return err
 	}

@@ -74,6 +74,7 @@ const (
 	metaHostIdx = "index1"   // SHA-256 of the host's list at the delta
 	metaMissing = "missing"  // optional paths that a tree did not have, one a line
 	MetaOwner   = "owner"    // mode, uid and gid of a file
+	MetaClaim   = "claim"    // namespace/name of a volume's claim, "" without one
 	MetaMTime   = "modified" // modification time of a file, seconds since 1970 with a fraction
 )
 
@@ -122,10 +123,19 @@ sha256sum <"$state/%[1]s" | cut -c 1-64
 `
 
 // deltaArchive holds what differs from the full pass in any field, ctime and
-// inode included, and hence all names of a changed file, and of each the
-// directory it is in, whose times an extraction disturbs.
+// inode included, and of each the directory it is in, whose times an
+// extraction disturbs. Of a file that came to or left any name it holds all
+// names: renaming a directory changes the paths in it and no ctime, so that names elsewhere
+// look unchanged, and would be links to a name that is gone.
 const deltaArchive = `
+moved() { comm -z -23 "$state/index0" "$state/index1" && comm -z -13 "$state/index0" "$state/index1"; }
+inode_of() { sed -z -e ':a' -e 's|^[^/]*/\([^/]\)|\1|' -e 'ta' -e 's|^[^/]*//[^ ]* \([0-9]*\) .*|\1|'; }
+stage moved moved | stage plain from_order | stage inode inode_of | stage unique sort -z -u -T "$run" >"$run/inodes"
+stage find list_links | stage byinode sort -z -t ' ' -k 1,1 -T "$run" | stage join join -z -t ' ' "$run/inodes" - | stage path sed -z 's|^[0-9]* ||' >"$run/linked"
+bad=$(failed moved plain inode unique find byinode join path)
+[ -z "$bad" ] || { echo "comparing hard links with the full pass failed:$bad" >&2; exit 1; }
 stage comm comm -z -13 "$state/index0" "$state/index1" | stage names from_order | stage cut sed -z 's|//.*||' >"$run/changed"
+cat "$run/linked" >>"$run/changed"
 { printf '\0'; cat "$run/changed"; sed -z -e 's|/[^/]*$||' -e t -e 's|.*||' "$run/changed"; } |
 	stage order to_order | stage sort sort -z -u -T "$run" | stage back from_order | stage dots sed -z 's|^|./|' >"$run/names"
 bad=$(failed comm names cut order sort back dots)
@@ -186,7 +196,7 @@ func Take(ctx context.Context, host *remote.Host, vol VolumeRef, set *Set, r *pr
 	_, err = source{
 		name: vol.Full(), state: vol.StateDir(), archive: in + hotArchive,
 		live: true, allow: liveLine, expected: bytes,
-	}.take(ctx, host, set, task, map[string]string{MetaPath: vol.Path, MetaParent: parent, metaIndex0: index0})
+	}.take(ctx, host, set, task, map[string]string{MetaPath: vol.Path, MetaClaim: vol.Claim, MetaParent: parent, metaIndex0: index0})
 	return err
 }
 
@@ -353,7 +363,7 @@ func keepIndex(ctx context.Context, host *remote.Host, vol VolumeRef, set *Set, 
 // DeltaTaken tells whether the set holds the volume as it is on the host now.
 func DeltaTaken(ctx context.Context, host *remote.Host, vol VolumeRef, set *Set) (bool, error) {
 	idx, ok := set.Artifact(vol.Index())
-	if !ok || !set.whole(vol) {
+	if !ok || !set.Whole(vol) {
 		return false, nil
 	}
 	in := fmt.Sprintf(enter, remote.Quote(vol.Path))
@@ -364,8 +374,9 @@ func DeltaTaken(ctx context.Context, host *remote.Host, vol VolumeRef, set *Set)
 	return sum == idx.Meta[metaHostIdx], nil
 }
 
-// whole tells whether full pass, delta and index belong together.
-func (s *Set) whole(vol VolumeRef) bool {
+// Whole tells whether the volume was taken completely: full pass, delta and
+// index are there and belong together.
+func (s *Set) Whole(vol VolumeRef) bool {
 	full, ok1 := s.Artifact(vol.Full())
 	delta, ok2 := s.Artifact(vol.Delta())
 	idx, ok3 := s.Artifact(vol.Index())
@@ -457,7 +468,7 @@ func (s *Set) Volume(vol VolumeRef) iter.Seq2[Expected, error] {
 }
 
 func (s *Set) walkVolume(vol VolumeRef, visit func(Expected) error) error {
-	if !s.whole(vol) {
+	if !s.Whole(vol) {
 		return fmt.Errorf("backup set %s: the full pass, changes and list of volume %s are not all there, or do not belong together; take the volume again", s.dir, vol.ID)
 	}
 	var lists []index.Lists
@@ -473,34 +484,42 @@ func (s *Set) walkVolume(vol VolumeRef, visit func(Expected) error) error {
 		if recs[0] == nil {
 			return nil // was removed after the full pass
 		}
-		e, err := index.ParseLasting(*recs[0])
-		if err != nil {
-			return err
-		}
-		from := recs[1]
-		if recs[2] != nil {
-			from = recs[2]
-		}
-		if from == nil {
-			return fmt.Errorf("volume %s: %q was on the host, but no archive of the set holds it", vol.ID, p)
-		}
-		m, err := index.ParseMember(*from)
+		e, m, err := held(vol, p, recs)
 		if err != nil {
 			return err
 		}
 		x := Expected{Entry: e}
-		switch {
-		case m.Type == 'h' && e.Type != 'd':
-		case m.Type != e.Type:
-			return fmt.Errorf("volume %s: %q was of type %c on the host, and %c in the archive", vol.ID, p, e.Type, m.Type)
-		case m.Type == 'f':
-			if fmt.Sprint(m.Size) != e.Size {
-				return fmt.Errorf("volume %s: %q had %s bytes on the host, and %d in the archive", vol.ID, p, e.Size, m.Size)
-			}
+		if m.Type == 'f' {
 			x.Sum = m.Sum
 		}
 		return visit(x)
 	}, lists...)
+}
+
+// held finds the member that holds the entry p of the index: the delta's
+// before the full pass's. recs are those of index, full pass and delta.
+func held(vol VolumeRef, p string, recs []*index.Record) (e index.Entry, m index.Member, err error) {
+	if e, err = index.ParseLasting(*recs[0]); err != nil {
+		return e, m, err
+	}
+	from := recs[1]
+	if recs[2] != nil {
+		from = recs[2]
+	}
+	if from == nil {
+		return e, m, fmt.Errorf("volume %s: %q was on the host, but no archive of the set holds it", vol.ID, p)
+	}
+	if m, err = index.ParseMember(*from); err != nil {
+		return e, m, err
+	}
+	switch {
+	case m.Type == 'h' && e.Type != 'd':
+	case m.Type != e.Type:
+		err = fmt.Errorf("volume %s: %q was of type %c on the host, and %c in the archive", vol.ID, p, e.Type, m.Type)
+	case m.Type == 'f' && fmt.Sprint(m.Size) != e.Size:
+		err = fmt.Errorf("volume %s: %q had %s bytes on the host, and %d in the archive", vol.ID, p, e.Size, m.Size)
+	}
+	return e, m, err
 }
 
 // TakenAt is the host's time when the delta was complete, in seconds since 1970
