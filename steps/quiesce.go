@@ -91,7 +91,7 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "node again", Target: m.onCluster(), Like: "start/node",
 		Summary: "Wait for the node to be Ready",
-		Command: "kubectl wait --for=condition=Ready node --all",
+		Command: "kubectl wait --for=condition=Ready --timeout=5m node --all",
 		Run:     func(ctx context.Context) (any, error) { return nil, m.waitNodes(ctx, 1) },
 	}, {
 		Name: "pods again", Target: m.onCluster(),

@@ -35,12 +35,12 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 	actions := []runner.Action{{
 		Name: "stop again", Target: m.onHost(), Like: "quiesce/stop", Alone: true,
 		Summary: "Stop K3s, whichever is there, and its containers",
-		Command: fmt.Sprintf("systemctl disable --now %s; %s", remote.Quote(in.UnitName()), remote.Quote(in.Killall)),
+		Command: fmt.Sprintf("systemctl disable --now %s; [ ! -x %[2]s ] || %[2]s", remote.Quote(in.UnitName()), remote.Quote(in.Killall)),
 		Run:     m.onceUninstalled(m.stopAgain),
 	}, {
 		Name: "set aside", Target: m.onHost(), Alone: true,
 		Summary: "Move what is there of K3s's configuration and state to " + aside,
-		Command: fmt.Sprintf("mkdir -p -m 700 %[1]s && mv /etc/rancher %[2]s %[3]s* %[1]s/", remote.Quote(aside), remote.Quote(in.ServerDir()), remote.Quote(in.Unit)),
+		Command: fmt.Sprintf(`mkdir -p -m 700 %[1]s && for f in /etc/rancher %[2]s; do [ ! -e "$f" ] || mv "$f" %[1]s/; done`, remote.Quote(aside), remote.Quote(in.ServerDir(), in.Unit, in.Unit+".env")),
 		Run: m.onceUninstalled(func(ctx context.Context, _ *remote.Host, _ *backup.Set) (any, error) {
 			return map[string]string{"aside": aside}, m.job(ctx, "set-aside", "Setting aside what is there of K3s", in.SetAsideJob(aside))
 		}),
@@ -120,17 +120,21 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 // replacedDir keeps on the host what a rollback replaced: a directory a rollback.
 const replacedDir = remote.StateDir + "/replaced"
 
-// stampUnknown stands for the time of a rollback that has not begun.
-const stampUnknown = "TIME"
+// StampUnknown stands in commands for the time of a rollback that has not begun,
+// which StampFormat writes.
+const (
+	StampUnknown = "TIME"
+	StampFormat  = "20060102T150405Z"
+)
 
 // stamp is the time of the rollback that is under way, for names on the host: the
 // same however often it is continued.
 func (m *Migration) stamp() (string, error) {
 	state, err := m.State()
 	if err != nil || state.Rollback == nil {
-		return stampUnknown, err
+		return StampUnknown, err
 	}
-	return state.Rollback.Began.UTC().Format("20060102T150405Z"), nil
+	return state.Rollback.Began.UTC().Format(StampFormat), nil
 }
 
 // artifactSizes are the sizes of the contents, as far as the set is there.

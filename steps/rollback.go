@@ -144,7 +144,7 @@ func (m *Migration) Written(ctx context.Context, u *Unwinding) error {
 			what = "they stay"
 		}
 		if n > 0 {
-			u.Lost = append(u.Lost, fmt.Sprintf("%d entries of volume %s were written since: %s.", n, v.Ref().Label(), what))
+			u.Lost = append(u.Lost, fmt.Sprintf("%d entries of %s were written since: %s.", n, v.Ref().Label(), what))
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -49,11 +50,11 @@ func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding, file strin
 # Backup set: %s
 #
 # Read it, and run it piece by piece: every command says what it is for, and the
-# script stops at the first that fails. Each may be repeated.
+# script stops at the first that fails: find out why before you go on behind it.
 #
 # On a new machine (the old disk is dead): install the same system with the same
-# host name, addresses, and the tools tar, zstd, sqlite3; K3s itself comes out of the
-# backup set. Then all of it applies but what stops and sets aside.
+# host name and addresses; K3s itself comes out of the backup set. Then all of it
+# applies but what stops and sets aside.
 set -eu
 
 # on_host runs a command on the host; its standard input goes there.
@@ -67,6 +68,7 @@ migrate backup verify -f %s
 	}
 	for _, a := range u.Actions {
 		fmt.Fprintf(&b, "\n# %s: %s\n", a.Step, a.Summary)
+		a.Command = strings.ReplaceAll(a.Command, steps.StampUnknown, time.Now().UTC().Format(steps.StampFormat))
 		switch {
 		case a.Target.Kind == runner.Laptop, strings.Contains(a.Command, "on_host "):
 			b.WriteString(a.Command + "\n")
