@@ -143,7 +143,7 @@ anywhere; the same command continues it.`),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), verifyCommand(), schemaCommand(), versionCommand())
+	root.AddCommand(planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), backupCommand(), verifyCommand(), schemaCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	completion, _, _ := root.Find([]string{"completion"})
 	completion.RunE = root.RunE // without it, any argument would be taken

@@ -116,6 +116,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   exits,
 			"lock":    lock,
+			"makeset": makeset,
 			"plain":   plain,
 			"replace": replace,
 		},
