@@ -235,15 +235,16 @@ func (w *when) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// underWay waits for a process on the host that has all the words in its command line, and gives its group:
-// the script that started it, and all that this started. It is 0 when none comes.
-func underWay(words ...string) (group int) {
+// underWay waits for a process of this program on the host that has all the words in its command line, and
+// gives its group: the script that started it, and all that this started. It is 0 when none comes. The login shell,
+// which has the script in its command line, too, is another program: what it does at its start is not to be killed.
+func underWay(program string, words ...string) (group int) {
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	next:
 		for _, p := range procs {
 			line, err := os.ReadFile(p)
-			if err != nil {
+			if err != nil || !bytes.HasPrefix(line, []byte(program+"\x00")) {
 				continue
 			}
 			for _, w := range words {
@@ -294,15 +295,15 @@ func TestReplaceVolumeInterrupted(t *testing.T) {
 			}
 		},
 	}
-	// interrupted replaces the volume, and interrupts that when the display has begun with label, a script with
-	// the words runs, and the file until exists.
-	interrupted := func(t *testing.T, label string, words []string, until string, interrupt func(int, func())) error {
+	// interrupted replaces the volume, and interrupts that when the display has begun with label, a process of the
+	// program with the words runs, and the file until exists.
+	interrupted := func(t *testing.T, label string, program string, words []string, until string, interrupt func(int, func())) error {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var wg sync.WaitGroup
 		w := &when{label: label, do: func() {
 			wg.Go(func() {
-				group := underWay(words...)
+				group := underWay(program, words...)
 				for ctx.Err() == nil {
 					if _, err := os.Lstat(until); err == nil {
 						break
@@ -319,16 +320,16 @@ func TestReplaceVolumeInterrupted(t *testing.T) {
 
 	// Before the swap the volume stays as it is, and nothing is aside.
 	for _, stage := range []struct {
-		label string
-		words []string
+		label, program string
+		words          []string
 	}{
-		{vol.Label(), []string{"tar", "--directory=" + vol.Path + ".migrate-restoring"}},
-		{"changes of " + vol.Label(), []string{"tar", "--directory=" + vol.Path + ".migrate-restoring"}},
-		{"proving " + vol.Label(), []string{vol.ID, "run.contents"}},
+		{vol.Label(), "tar", []string{"--directory=" + vol.Path + ".migrate-restoring"}},
+		{"changes of " + vol.Label(), "tar", []string{"--directory=" + vol.Path + ".migrate-restoring"}},
+		{"proving " + vol.Label(), "sh", []string{vol.ID, "run.contents"}},
 	} {
 		for how, interrupt := range ways {
 			t.Run(how+" while "+stage.label, func(t *testing.T) {
-				require.Error(t, interrupted(t, stage.label, stage.words, vol.Path, interrupt))
+				require.Error(t, interrupted(t, stage.label, stage.program, stage.words, vol.Path, interrupt))
 				requireTree(t, old, vol.Path)
 				requireNone(t, aside)
 			})
@@ -339,8 +340,8 @@ func TestReplaceVolumeInterrupted(t *testing.T) {
 	for how, interrupt := range ways {
 		for when, until := range map[string]string{"before the renames": vol.Path, "after the first": aside} {
 			t.Run(how+" "+when, func(t *testing.T) {
-				_ = interrupted(t, "proving "+vol.Label(), []string{vol.Path, "-ef"}, until, interrupt) // it may have ended before
-				time.Sleep(300 * time.Millisecond)                                                      // what a lost connection left running
+				_ = interrupted(t, "proving "+vol.Label(), "sh", []string{vol.Path, "-ef"}, until, interrupt) // it may have ended before
+				time.Sleep(300 * time.Millisecond)                                                            // what a lost connection left running
 				if _, err := os.Lstat(aside); err != nil {
 					requireTree(t, old, vol.Path)
 				} else if _, err := os.Lstat(vol.Path); err == nil {
