@@ -28,10 +28,14 @@
 // So an action with a truthful Done takes effect exactly once, one without
 // at least once, and none before its intent is durable.
 //
-// [Runner.Rollback] goes the other way, to a checkpoint: rollback, then for
-// each step that began after it, the last first, undoing and undone or undo
-// failed for each of its undo actions, reverted, and at the end rolled back. What
-// holds for actions holds for undo actions.
+// [Runner.Rollback] goes the other way, to a checkpoint that the run has
+// reached. Its records are rollback; for each step that began after the
+// checkpoint, the last first, undoing and undone or undo failed for each of its
+// undo actions, then reverted; rolled back at the end. What holds for actions
+// holds for undo actions. A reverted step is as if it had never begun: its gate
+// is asked and its actions are performed anew by the next Run, which refuses as
+// long as a rollback is under way. A rollback is continued by calling it again,
+// and may go on to an earlier checkpoint, never to a later one.
 //
 // [State] is derived from the records alone. Order is the order of sequence
 // numbers; times are for people, and clocks may jump.

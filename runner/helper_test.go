@@ -52,7 +52,7 @@ func open(t testing.TB, path string) *Journal {
 
 var epoch = time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
 
-// writeSample writes a journal with every kind of record, with fixed times
+// writeSample writes a journal with every kind of record of a run, with fixed times
 // and run, and returns its bytes.
 func writeSample(t testing.TB, path string) []byte {
 	t.Helper()

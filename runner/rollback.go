@@ -132,15 +132,14 @@ type CheckpointError struct {
 }
 
 func (e *CheckpointError) Error() string {
-	why := "the run has not reached such a checkpoint"
-	if e.Under != "" {
+	why := "the run has reached no such checkpoint"
+	switch {
+	case e.Under != "":
 		why = "a rollback to " + e.Under + " is under way, from which there is no way to a later checkpoint"
+	case len(e.Reached) == 0:
+		return fmt.Sprintf("roll back to %s: the run has reached no checkpoint yet; nothing was done", e.To)
 	}
-	where := "it has reached none yet"
-	if len(e.Reached) > 0 {
-		where = "it can be rolled back to " + strings.Join(e.Reached, ", ")
-	}
-	return fmt.Sprintf("roll back to %s: %s; nothing was done: %s", e.To, why, where)
+	return fmt.Sprintf("roll back to %s: %s; nothing was done: the run can be rolled back to %s", e.To, why, strings.Join(e.Reached, ", "))
 }
 
 // RollingBackError refuses to go on with a run that is being rolled back.
