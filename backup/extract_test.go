@@ -80,7 +80,7 @@ for l in gone kept split later; do echo "$l" >"links/$l-1"; ln "links/$l-1" "lin
 ln -s /nowhere//at\ all links/dangling; ln -s kept-1 links/relative; ln links/relative links/'relative too'; chown -h 12:34 links/relative
 mkfifo fifo; mknod null c 1 3; mknod disk b 7 300
 truncate -s 20M sparse; printf island | dd of=sparse bs=1 seek=5M conv=notrunc status=none
-truncate -s 200M holes-only
+truncate -s 30M holes-only
 truncate -s 12M late-sparse
 head -c 700000 /dev/urandom >noise; head -c 512 /dev/urandom >block; head -c 513 /dev/urandom >block1
 setfattr -n user.note -v 0x6100ff62 names/a; setfattr -n user.empty names/a; setfattr -n 'user.a=b%' -v x names/a0
