@@ -119,12 +119,21 @@ func (i *Installation) Uninstalled(ctx context.Context, h *remote.Host) (bool, e
 // complete there. Binary and scripts are left to be replaced, the agent's images
 // to be used again. K3s must be stopped.
 func (i *Installation) SetAsideJob(dir string) string {
+	return setAsideJob(dir, i.Replaced())
+}
+
+// Replaced are the files and directories that SetAsideJob moves, where they are there.
+func (i *Installation) Replaced() []string {
 	files := []string{i.Unit, i.Unit + ".env", "/etc/rancher"}
 	for _, f := range append(slices.Clone(i.EnvFiles), i.Config...) {
 		if !slices.Contains(files, f) && !strings.HasPrefix(f, "/etc/rancher/") {
 			files = append(files, f)
 		}
 	}
+	return append(files, i.ServerDir())
+}
+
+func setAsideJob(dir string, files []string) string {
 	return fmt.Sprintf(`set -eu
 umask 077
 aside() {
@@ -145,7 +154,7 @@ aside() {
 }
 for f in %[2]s; do aside "$f"; done
 systemctl daemon-reload
-sync`, remote.Quote(dir), remote.Quote(append(files, i.ServerDir())...))
+sync`, remote.Quote(dir), remote.Quote(files...))
 }
 
 // InstallJob is the script that runs K3s's install script, which lies at

@@ -2,10 +2,13 @@ package k3s
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -33,7 +36,7 @@ func TestScriptsAreValidShell(t *testing.T) {
 	}
 	for name, in := range map[string]*Installation{"plain": plain(), "odd": odd()} {
 		for kind, script := range map[string]string{
-			"quiesce": in.Quiesce(), "uninstall": in.UninstallJob(),
+			"quiesce": in.Quiesce(), "uninstall": in.UninstallJob(), "set aside": in.SetAsideJob("/var/lib/it's/aside"),
 			"keep": in.InstallJob("/var/lib/it's/install.sh", c, ""), "named": in.InstallJob("/x", c, "v1.34.4+k3s1"),
 		} {
 			for _, shell := range []string{"sh", "dash", "bash"} {
@@ -249,5 +252,218 @@ func TestQuiesce(t *testing.T) {
 				t.Errorf("calls:\n%s", calls)
 			}
 		})
+	}
+}
+
+// What SetAsideJob moves, as a host has it: files, a directory, a link, the server's state.
+var replacedTree = map[string]string{
+	"unit": "unit", "unit.env": "env", "etc it's/rancher/config.yaml": "config", "data $x/server/token": "token", "data $x/server/db/state.db": "db",
+}
+
+// plant makes the tree below root and returns what to move, one of it missing and one a link that leads nowhere.
+func plant(t *testing.T, root string) []string {
+	t.Helper()
+	for name, text := range replacedTree {
+		file(t, filepath.Join(root, name), text)
+	}
+	if err := os.Symlink("nowhere", filepath.Join(root, "link")); err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, name := range []string{"unit", "unit.env", "missing", "link", "etc it's/rancher", "data $x/server"} {
+		files = append(files, filepath.Join(root, name))
+	}
+	return files
+}
+
+// moved asserts that everything is below aside, and nothing in its place; movedOf
+// looks only at the files whose names begin so, and at the link.
+func moved(t *testing.T, root, aside string) {
+	t.Helper()
+	movedOf(t, root, aside, "")
+}
+
+func movedOf(t *testing.T, root, aside, beginning string) {
+	t.Helper()
+	for name, text := range replacedTree {
+		if !strings.HasPrefix(name, beginning) {
+			continue
+		}
+		got, err := os.ReadFile(filepath.Join(aside, root, name))
+		if err != nil || string(got) != text {
+			t.Errorf("%s is kept as %q: %v", name, got, err)
+		}
+		if exists(filepath.Join(root, name)) {
+			t.Errorf("%s is still in its place", name)
+		}
+	}
+	if to, err := os.Readlink(filepath.Join(aside, root, "link")); err != nil || to != "nowhere" || exists(filepath.Join(root, "link")) {
+		t.Errorf("the link leads to %q: %v", to, err)
+	}
+	if exists(filepath.Join(aside, root, "missing")) {
+		t.Error("what was not there is there")
+	}
+	st, err := os.Stat(aside)
+	if err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("others can look into %s: %v", aside, err)
+	}
+	err = filepath.WalkDir(aside, func(p string, _ os.DirEntry, err error) error {
+		if strings.HasSuffix(p, ".part") {
+			t.Errorf("%s was left", p)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// quietTools are programs of the host that a script needs and that are to do nothing here.
+func quietTools(t *testing.T, root string) {
+	t.Helper()
+	file(t, root+"/bin/systemctl", "#!/bin/sh\necho systemctl \"$@\" >>"+root+"/calls\n")
+	file(t, root+"/bin/sync", "#!/bin/sh\n")
+}
+
+// otherFileSystem is a directory on another file system than the test's; the one
+// that every Linux has is in memory.
+func otherFileSystem(t *testing.T, root string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "aside-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	var here, there syscall.Stat_t
+	if err := errors.Join(syscall.Stat(root, &here), syscall.Stat(dir, &there)); err != nil {
+		t.Fatal(err)
+	}
+	if here.Dev == there.Dev {
+		t.Fatalf("%s and %s are one file system; set TMPDIR to another", root, dir)
+	}
+	return dir
+}
+
+func TestSetAside(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		aside func(t *testing.T, root string) string
+	}{
+		{"on the same file system", func(_ *testing.T, root string) string { return root + "/it's aside/1" }},
+		{"on another", func(t *testing.T, root string) string { return otherFileSystem(t, root) + "/it's aside" }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			aside := tc.aside(t, root)
+			quietTools(t, root)
+			job := setAsideJob(aside, plant(t, root))
+			for range 2 { // nothing is left to do the second time
+				if code, _, stderr := sh(t, root, job); code != 0 {
+					t.Fatal(code, stderr)
+				}
+				moved(t, root, aside)
+			}
+			if calls, _ := os.ReadFile(root + "/calls"); string(calls) != "systemctl daemon-reload\nsystemctl daemon-reload\n" {
+				t.Errorf("calls:\n%s", calls)
+			}
+			// A name that is taken is left alone.
+			plant := filepath.Join(root, "unit")
+			file(t, plant, "a second one")
+			if code, _, stderr := sh(t, root, job); code != 0 {
+				t.Fatal(code, stderr)
+			}
+			moved(t, root, aside)
+			if got, err := os.ReadFile(filepath.Join(aside, plant) + ".2"); err != nil || string(got) != "a second one" {
+				t.Errorf("the second is kept as %q: %v", got, err)
+			}
+		})
+	}
+}
+
+// The script is killed before each of its commands that change something, and
+// repeated: in the end all is there, whole.
+func TestSetAsideIsKilled(t *testing.T) {
+	for _, across := range []bool{false, true} {
+		for killed, n := true, 1; killed; n++ {
+			root := t.TempDir()
+			aside := root + "/aside"
+			if across {
+				aside = otherFileSystem(t, root)
+			}
+			quietTools(t, root)
+			for _, name := range []string{"mkdir", "mv", "cp", "rm", "sync", "systemctl"} {
+				real, err := exec.LookPath(name)
+				if name == "sync" || name == "systemctl" {
+					real = "true"
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				file(t, filepath.Join(root, "bin", name), "#!/bin/sh\necho >>"+root+"/count\n[ $(wc -l <"+root+"/count) != $(cat "+root+"/kill) ] || { kill -9 $PPID; exit 1; }\nexec "+real+" \"$@\"\n")
+			}
+			// Two are enough for every place to be killed at.
+			job := setAsideJob(aside, slices.DeleteFunc(plant(t, root), func(f string) bool {
+				return !strings.HasSuffix(f, "/server") && !strings.HasSuffix(f, "/link")
+			}))
+			file(t, root+"/count", "")
+			file(t, root+"/kill", fmt.Sprint(n))
+			code, _, _ := sh(t, root, job)
+			killed = code == -1
+			if !killed && code != 0 {
+				t.Fatalf("exit status %d", code)
+			}
+			file(t, root+"/kill", "0")
+			if code, _, stderr := sh(t, root, job); code != 0 {
+				t.Fatalf("killed before command %d, then: %d %s", n, code, stderr)
+			}
+			movedOf(t, root, aside, "data $x/server/")
+			if t.Failed() {
+				t.Fatalf("killed before command %d, across file systems: %t", n, across)
+			}
+			if !killed && n < 6 {
+				t.Fatalf("killed %d times only", n-1)
+			}
+		}
+	}
+}
+
+// Where there is no room, what is there stays.
+func TestSetAsideWithoutRoom(t *testing.T) {
+	root := t.TempDir()
+	aside := otherFileSystem(t, root)
+	quietTools(t, root)
+	file(t, root+"/bin/cp", "#!/bin/sh\necho half >\"$4\"; echo 'cp: no space left' >&2; exit 1\n") // a FAKE disk that is full
+	job := setAsideJob(aside, plant(t, root))
+	if code, _, stderr := sh(t, root, job); code != 1 || !strings.Contains(stderr, "no space left") {
+		t.Errorf("%d %s", code, stderr)
+	}
+	for name := range replacedTree {
+		if !exists(filepath.Join(root, name)) {
+			t.Errorf("%s is gone", name)
+		}
+	}
+	if err := os.Remove(root + "/bin/cp"); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, stderr := sh(t, root, job); code != 0 {
+		t.Fatal(code, stderr)
+	}
+	moved(t, root, aside)
+}
+
+func TestReplaced(t *testing.T) {
+	in := plain()
+	in.EnvFiles = []string{"/etc/default/k3s", "/etc/systemd/system/k3s.service.env", "/etc/sysconfig/k3s"}
+	in.Config = []string{"/etc/rancher/k3s/config.yaml", "/srv/k3s.yaml"}
+	want := []string{
+		"/etc/systemd/system/k3s.service", "/etc/systemd/system/k3s.service.env", "/etc/rancher",
+		"/etc/default/k3s", "/etc/sysconfig/k3s", "/srv/k3s.yaml", "/var/lib/rancher/k3s/server",
+	}
+	if d := cmp.Diff(want, in.Replaced()); d != "" {
+		t.Error(d)
+	}
+	for _, kept := range []string{in.Binary, in.Killall, in.DataDir} {
+		if strings.Contains(in.SetAsideJob("/aside"), " "+kept+" ") {
+			t.Errorf("%s is moved, too", kept)
+		}
 	}
 }

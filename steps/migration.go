@@ -51,6 +51,9 @@ type Migration struct {
 	// KeepPresent makes a rollback leave volumes that are there as they are; by
 	// default the backup's contents come back and what differs is set aside.
 	KeepPresent bool
+	// RollbackBegins is when a rollback that has not begun is taken to begin, for
+	// the names under which it keeps what it replaces; zero: not known yet.
+	RollbackBegins time.Time
 
 	// Facts are nil until the survey has taken them.
 	Facts *survey.Facts

@@ -96,7 +96,7 @@ func (m *Migration) noteNetwork(ctx context.Context) (any, error) {
 	return was, nil
 }
 
-// undoNetwork puts back what was noted; nothing was changed before that.
+// undoNetwork puts back what was noted, where anything was changed.
 func (m *Migration) undoNetwork(context.Context) ([]runner.Action, error) {
 	state, err := m.State()
 	if err != nil {
@@ -118,7 +118,8 @@ func (m *Migration) undoNetwork(context.Context) ([]runner.Action, error) {
 			if err != nil {
 				return nil, err
 			}
-			if len(was.Values) == 0 {
+			// Versions that noted nothing have only the file to take back.
+			if _, changed := state.ActionState("network", "sysctl"); !changed {
 				return nil, nil
 			}
 			if err := h.Run(ctx, command); err != nil {

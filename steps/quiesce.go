@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/survey"
@@ -59,6 +60,13 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 		enable = "systemctl enable -q " + remote.Quote(in.UnitName()) + " && "
 	}
 	return []runner.Action{{
+		// Durable before the start: an attempt that was cut off has started K3s, and
+		// the next could not tell what is of before.
+		Name: stoppedAt, Target: m.onHost(),
+		Summary: "Note the host's time: by it, pods that run are told from those that did before",
+		Command: "date",
+		Run:     func(ctx context.Context) (any, error) { return m.noteTime(ctx) },
+	}, {
 		Name: "start again", Target: m.onHost(), Like: "start/start",
 		Summary: "Start K3s as it was, and wait until it is up",
 		Command: enable + "systemctl start " + remote.Quote(in.UnitName()),
@@ -67,26 +75,15 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 			if err != nil {
 				return nil, err
 			}
-			if err := m.settle(ctx, h, "quiesce"); err != nil {
-				return nil, err
-			}
 			if enable != "" {
 				if err := h.Run(ctx, enable+"true"); err != nil {
 					return nil, fmt.Errorf("host %s: enabling K3s: %w", h.Name(), err)
 				}
 			}
-			var stopped stoppedUntil
-			if quiet, err := in.Quiesced(ctx, h); err != nil {
-				return nil, err
-			} else if quiet {
-				if stopped.Epoch, err = hostTime(ctx, h); err != nil {
-					return nil, err
-				}
-			}
 			t := m.Progress.Wait("Starting K3s")
 			defer t.Done()
 			m.forgetClient()
-			return stopped, in.Start(ctx, h, t)
+			return nil, in.Start(ctx, h, t)
 		},
 	}, {
 		Name: "node again", Target: m.onCluster(), Like: "start/node",
@@ -97,9 +94,12 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 		Name: "pods again", Target: m.onCluster(),
 		Summary: "Wait until the kubelet has started the pods again",
 		Command: "kubectl get pods -A",
-		Run:     func(ctx context.Context) (any, error) { return nil, m.waitPodsAgain(ctx) },
+		Run:     m.waitPodsAgain,
 	}}, nil
 }
+
+// stoppedAt is the undo action whose data say until when K3s was stopped.
+const stoppedAt = "time"
 
 // stoppedUntil is the host's time, in seconds, right before K3s was started; 0 when
 // it was running.
@@ -107,34 +107,53 @@ type stoppedUntil struct {
 	Epoch int64 `json:"stoppedUntil,omitempty"`
 }
 
-func hostTime(ctx context.Context, h *remote.Host) (int64, error) {
-	out, err := h.Output(ctx, "date +%s")
+func (m *Migration) noteTime(ctx context.Context) (stopped stoppedUntil, err error) {
+	h, err := m.Host(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("host %s: asking for its time: %w", h.Name(), err)
+		return stopped, err
 	}
-	return strconv.ParseInt(out, 10, 64)
+	if err := m.settle(ctx, h, "quiesce"); err != nil {
+		return stopped, err
+	}
+	if quiet, err := m.Facts.K3s.Quiesced(ctx, h); err != nil || !quiet {
+		return stopped, err
+	}
+	out, err := h.Output(ctx, "date +%s")
+	if err == nil {
+		stopped.Epoch, err = strconv.ParseInt(out, 10, 64)
+	}
+	if err != nil {
+		return stopped, fmt.Errorf("host %s: asking for its time: %w", h.Name(), err)
+	}
+	return stopped, nil
 }
 
 // waitPodsAgain keeps the comparison that follows from believing what the
-// datastore says of containers that were stopped long ago.
-func (m *Migration) waitPodsAgain(ctx context.Context) error {
+// datastore says of containers that were stopped long ago. Should the host's clock
+// have been put back meanwhile, it is the deadline that ends the wait.
+func (m *Migration) waitPodsAgain(ctx context.Context) (any, error) {
 	state, err := m.State()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var stopped stoppedUntil
-	if found, err := state.UndoData("quiesce", "start again", &stopped); err != nil || !found || stopped.Epoch == 0 {
-		return err
+	if found, err := state.UndoData("quiesce", stoppedAt, &stopped); err != nil || !found || stopped.Epoch == 0 {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiDeadline)
 	defer cancel()
 	c, err := m.rebuilt(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	t := m.Progress.Wait("Waiting for pods")
 	defer t.Done()
-	return c.WaitStartedSince(ctx, time.Unix(stopped.Epoch, 0), t)
+	err = c.WaitStartedSince(ctx, time.Unix(stopped.Epoch, 0), t)
+	var late *cluster.WaitError
+	if errors.As(err, &late) && late.Outage == nil && errors.Is(late.Err, context.DeadlineExceeded) {
+		return map[string][]string{"notSeenAgain": late.Missing}, nil
+	}
+	return nil, err
 }
 
 // settle waits until a job on the host that an earlier process may have left

@@ -3,7 +3,10 @@ package steps
 import (
 	"context"
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,7 +31,7 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 	aside := path.Join(replacedDir, stamp)
 	size := m.artifactSizes()
 	extract := func(artifact, into string) string {
-		return fmt.Sprintf("migrate backup extract %s -f %s | %s", artifact, remote.Quote(m.Plan.Path()), m.OverSSH(into))
+		return fmt.Sprintf("migrate backup extract %s -f %s | %s", remote.Quote(artifact), remote.Quote(m.Plan.Path()), m.IntoSSH(into))
 	}
 	const untar = "tar -C / -xpf - --acls --xattrs '--xattrs-include=*' --numeric-owner"
 
@@ -36,11 +39,13 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 		Name: "stop again", Target: m.onHost(), Like: "quiesce/stop", Alone: true,
 		Summary: "Stop K3s, whichever is there, and its containers",
 		Command: fmt.Sprintf("systemctl disable --now %s; [ ! -x %[2]s ] || %[2]s", remote.Quote(in.UnitName()), remote.Quote(in.Killall)),
-		Run:     m.onceUninstalled(m.stopAgain),
+		Run: m.onceUninstalled(func(context.Context, *remote.Host, *backup.Set) (any, error) {
+			return nil, nil // it is stopped before each of these
+		}),
 	}, {
 		Name: "set aside", Target: m.onHost(), Alone: true,
 		Summary: "Move what is there of K3s's configuration and state to " + aside,
-		Command: fmt.Sprintf(`mkdir -p -m 700 %[1]s && for f in /etc/rancher %[2]s; do [ ! -e "$f" ] || mv "$f" %[1]s/; done`, remote.Quote(aside), remote.Quote(in.ServerDir(), in.Unit, in.Unit+".env")),
+		Command: fmt.Sprintf(`mkdir -p -m 700 %[1]s && for f in %[2]s; do [ ! -e "$f" ] || mv --backup=numbered "$f" %[1]s/ || exit; done`, remote.Quote(aside), remote.Quote(in.Replaced()...)),
 		Run: m.onceUninstalled(func(ctx context.Context, _ *remote.Host, _ *backup.Set) (any, error) {
 			return map[string]string{"aside": aside}, m.job(ctx, "set-aside", "Setting aside what is there of K3s", in.SetAsideJob(aside))
 		}),
@@ -104,7 +109,7 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 		actions = append(actions, a)
 	}
 	return append(actions, runner.Action{
-		Name: "note", Target: m.onHost(), Alone: true,
+		Name: noted, Target: m.onHost(), Alone: true,
 		Summary: "Note on the host that nothing is uninstalled any longer",
 		Command: "rm -f " + uninstalling,
 		Run: func(ctx context.Context) (any, error) {
@@ -120,21 +125,19 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 // replacedDir keeps on the host what a rollback replaced: a directory a rollback.
 const replacedDir = remote.StateDir + "/replaced"
 
-// StampUnknown stands in commands for the time of a rollback that has not begun,
-// which StampFormat writes.
-const (
-	StampUnknown = "TIME"
-	StampFormat  = "20060102T150405Z"
-)
-
 // stamp is the time of the rollback that is under way, for names on the host: the
-// same however often it is continued.
+// same however often it is continued. Of one that has not begun it is that of
+// RollbackBegins, or a word that stands for it.
 func (m *Migration) stamp() (string, error) {
 	state, err := m.State()
-	if err != nil || state.Rollback == nil {
-		return StampUnknown, err
+	began := m.RollbackBegins
+	if state.Rollback != nil {
+		began = state.Rollback.Began
 	}
-	return state.Rollback.Began.UTC().Format(StampFormat), nil
+	if err != nil || began.IsZero() {
+		return "TIME", err
+	}
+	return began.UTC().Format("20060102T150405Z"), nil
 }
 
 // artifactSizes are the sizes of the contents, as far as the set is there.
@@ -153,8 +156,50 @@ func (m *Migration) artifactSizes() map[string]int64 {
 	return sizes
 }
 
-// onceUninstalled does something only where the uninstall may have deleted: a host
-// on which it never began has everything, and maybe newer than the set.
+// deleted tells whether the uninstall may have deleted something: a host on which
+// it never began has everything, and maybe newer than the set.
+func (m *Migration) deleted(ctx context.Context, h *remote.Host, state runner.State) (bool, error) {
+	if past, _ := state.ActionState("uninstall", "uninstall"); past.Status == runner.Done {
+		return true, nil
+	}
+	return m.uninstallBegun(ctx, h)
+}
+
+// haveSet refuses a backup set without the files that undoUninstall puts back. Their
+// contents were proven before the uninstall, and are checked as they are read.
+func (m *Migration) haveSet() error {
+	needed := []string{k3sFiles, k3sState, k3sDatabase}
+	if len(m.Facts.Host.Strays) > 0 {
+		needed = append(needed, strays)
+	}
+	for _, v := range m.Facts.Cluster.Volumes {
+		if v.Copied() && !m.KeepPresent {
+			needed = append(needed, v.Ref().Full())
+			needed = append(needed, v.Ref().Artifacts()...)
+		}
+	}
+	if m.hasSet() {
+		set, err := m.Set()
+		if err != nil {
+			return err
+		}
+		needed = slices.DeleteFunc(needed, func(name string) bool {
+			a, ok := set.Artifact(name)
+			if !ok {
+				return false
+			}
+			st, err := os.Stat(filepath.Join(set.Dir(), a.File))
+			return err == nil && st.Size() == a.Size
+		})
+	}
+	if len(needed) > 0 {
+		return fmt.Errorf("the old cluster cannot be brought back: the backup set %s lacks %s; nothing was done: put the set back from where a copy of it is kept", m.SetDir(), few(needed))
+	}
+	return nil
+}
+
+// onceUninstalled does something only where the uninstall may have deleted, and
+// while nothing of K3s runs: a person may have started it since the action before.
 func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *backup.Set) (any, error)) func(context.Context) (any, error) {
 	return func(ctx context.Context) (any, error) {
 		h, err := m.Host(ctx)
@@ -165,15 +210,15 @@ func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *back
 		if err != nil {
 			return nil, err
 		}
-		past, _ := state.ActionState("uninstall", "uninstall")
-		if past.Status != runner.Done {
-			begun, err := m.uninstallBegun(ctx, h)
-			if err != nil {
-				return nil, err
-			}
-			if !begun {
-				return map[string]string{"skipped": "the uninstall never began on the host"}, nil
-			}
+		deleted, err := m.deleted(ctx, h, state)
+		if err != nil {
+			return nil, err
+		}
+		if !deleted {
+			return map[string]string{"skipped": "the uninstall never began on the host"}, nil
+		}
+		if err := m.stopAgain(ctx, h); err != nil {
+			return nil, err
 		}
 		set, err := m.Set()
 		if err != nil {
@@ -185,24 +230,27 @@ func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *back
 
 // stopAgain stops what runs of K3s, old or new, once the jobs of the run have ended.
 // A reboot meanwhile must not start it.
-func (m *Migration) stopAgain(ctx context.Context, h *remote.Host, _ *backup.Set) (any, error) {
-	for _, job := range []string{"uninstall", "install"} {
+func (m *Migration) stopAgain(ctx context.Context, h *remote.Host) error {
+	m.quiet.Lock()
+	defer m.quiet.Unlock()
+	// A quiesce that ended long ago would be taken for the one to come.
+	for _, job := range []string{"uninstall", "install", "quiesce"} {
 		if err := m.settle(ctx, h, job); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	in := m.Facts.K3s
 	if err := h.Run(ctx, "systemctl disable -q "+remote.Quote(in.UnitName())+" 2>/dev/null || true"); err != nil {
-		return nil, err
+		return fmt.Errorf("host %s: disabling K3s: %w", h.Name(), err)
 	}
 	quiet, err := in.Quiesced(ctx, h)
 	if err != nil || quiet {
-		return nil, err
+		return err
 	}
 	if err := m.putScripts(ctx, h); err != nil {
-		return nil, err
+		return err
 	}
-	return nil, m.job(ctx, "quiesce", "Stopping K3s and its containers", in.Quiesce())
+	return m.job(ctx, "quiesce", "Stopping K3s and its containers", in.Quiesce())
 }
 
 // volumeBack decides between what is there and the backup. Present contents win
@@ -231,11 +279,16 @@ func (m *Migration) volumeBack(ctx context.Context, h *remote.Host, set *backup.
 
 // OverSSH is shell of the laptop that runs a command as root on the host, by a
 // function that a runbook defines.
-func (m *Migration) OverSSH(command string) string {
+func (m *Migration) OverSSH(command string) string { return "on_host " + m.asRoot(command) }
+
+// IntoSSH is OverSSH for a command that reads what is piped to it.
+func (m *Migration) IntoSSH(command string) string { return "into_host " + m.asRoot(command) }
+
+func (m *Migration) asRoot(command string) string {
 	if m.Plan.Server().Sudo {
 		command = "sudo -n " + remote.Quote("sh", "-c", command)
 	}
-	return "on_host " + remote.Quote(command)
+	return remote.Quote(command)
 }
 
 // SSH is the command that runs its last argument on the host.
@@ -252,13 +305,20 @@ func (m *Migration) SSH() string {
 		words = append(words, "-i", f)
 	}
 	if len(h.KnownHosts) > 0 {
-		words = append(words, "-o", "UserKnownHostsFile="+strings.Join(h.KnownHosts, " "))
+		files := ""
+		for _, f := range h.KnownHosts {
+			files += ` "` + f + `"` // ssh's quoting, not the shell's
+		}
+		words = append(words, "-o", "UserKnownHostsFile="+files[1:])
 	}
 	if h.JumpHost != "" {
 		words = append(words, "-J", h.JumpHost)
 	}
-	if h.User != "" {
+	switch {
+	case h.User != "":
 		words = append(words, "-l", h.User)
+	case h.SSHConfig == "none":
+		words = append(words, "-l", "root")
 	}
 	return remote.Quote(append(words, h.Address)...)
 }

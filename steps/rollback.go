@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
-	"strings"
 	"time"
 
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/restore"
 	"sunbeam.pt/k3s-dualstack/runner"
 )
@@ -41,6 +42,13 @@ type UnbegunError struct{}
 
 func (*UnbegunError) Error() string {
 	return "nothing to roll back: no run of this plan has reached a checkpoint, and nothing was changed on host or cluster"
+}
+
+// FactsError says that the facts of a run that has begun are not to be had.
+type FactsError struct{ File string }
+
+func (e *FactsError) Error() string {
+	return fmt.Sprintf("a run has begun, and its facts are missing: %s; nothing was done: put the file back from where the work directory is kept, or from its copy on the host, %s", e.File, path.Join(remote.StateDir, factsFile))
 }
 
 // Checkpoints lists those to which the run can be rolled back now.
@@ -83,7 +91,7 @@ func (m *Migration) target(state runner.State, to string) (string, error) {
 		return to, nil
 	case state.Rollback != nil:
 		return state.Rollback.To, nil
-	case last == "" || m.Facts == nil:
+	case last == "":
 		return "", &UnbegunError{}
 	case last == "verify":
 		return "", &WholeError{Checkpoint: last}
@@ -98,17 +106,20 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 	if err != nil {
 		return Unwinding{}, err
 	}
+	if m.Facts == nil {
+		if begun(state) && state.RolledBack != whole {
+			return Unwinding{}, &FactsError{File: m.file(factsFile)}
+		}
+		return Unwinding{}, &UnbegunError{}
+	}
 	if to, err = m.target(state, to); err != nil {
 		return Unwinding{}, err
-	}
-	if m.Facts == nil {
-		return Unwinding{}, &UnbegunError{}
 	}
 	planned, err := runner.Unwind(ctx, m.Sequence(), state, to)
 	if err != nil {
 		return Unwinding{}, err
 	}
-	u := Unwinding{To: to, Host: m.Plan.Server().Name}
+	u := Unwinding{To: to, Host: m.Plan.Server().Name, Actions: []UndoAction{}, Lost: []string{}}
 	for _, p := range planned {
 		for _, a := range p.Actions {
 			u.Actions = append(u.Actions, UndoAction{Step: p.Name, Action: a, Measured: state.Measured(a.Like)})
@@ -122,12 +133,27 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 }
 
 // Written says for each volume how much was written since it was brought back, or
-// since it was backed up.
+// since it was backed up. A rollback that needs a backup set which is not there is
+// an error: it would stop the cluster that runs, and have none to bring back.
 func (m *Migration) Written(ctx context.Context, u *Unwinding) error {
-	if !slices.ContainsFunc(u.Actions, func(a UndoAction) bool { return strings.HasPrefix(a.Name, "volume back ") }) {
+	if !slices.ContainsFunc(u.Actions, func(a UndoAction) bool { return a.Step == "uninstall" && a.Name != noted }) {
 		return nil
 	}
-	h, set, err := m.hostAndSet(ctx)
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	state, err := m.State()
+	if err != nil {
+		return err
+	}
+	if deleted, err := m.deleted(ctx, h, state); err != nil || !deleted {
+		return err
+	}
+	if err := m.haveSet(); err != nil {
+		return err
+	}
+	set, err := m.Set()
 	if err != nil {
 		return err
 	}
@@ -157,7 +183,8 @@ func (m *Migration) Written(ctx context.Context, u *Unwinding) error {
 //
 // The result is compared with the facts and the backup set where the old cluster runs
 // again: an *UnverifiedError says that it falls short, with what in Unlike; the
-// rollback is complete then.
+// rollback is complete then. Of a rollback that is complete already the comparison is
+// made once more; it is a *RolledBackError where there is nothing to compare.
 func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Observer, confirm func(context.Context, Unwinding) (bool, error)) (err error) {
 	if to != "" && !slices.Contains(Names(), to) {
 		return &UnknownStepError{Name: to}
@@ -173,7 +200,8 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	}
 	defer journal.Close()
 	before := journal.State()
-	if before.RolledBack != "" && (to == "" || to == before.RolledBack) {
+	over := before.RolledBack != "" && (to == before.RolledBack || to == "" && before.RolledBack == whole)
+	if over && !(before.RolledBack == whole && takenBack(journal.Records()) && m.Facts != nil) {
 		return &RolledBackError{To: before.RolledBack}
 	}
 	u, err := m.Unwind(ctx, to)
@@ -187,6 +215,9 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	defer func() { err = errors.Join(err, release()) }()
 	if err := m.sameMachine(ctx); err != nil {
 		return err
+	}
+	if over { // but maybe not compared
+		return m.compareWithFacts(ctx)
 	}
 	if before.Rollback == nil || before.Rollback.To != u.To {
 		if err := m.Written(ctx, &u); err != nil {
@@ -205,10 +236,23 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err := r.Rollback(ctx, u.To); err != nil {
 		return err
 	}
-	if u.To != whole || len(u.Actions) == 0 {
+	if u.To != whole || !takenBack(journal.Records()) {
 		return nil
 	}
 	return m.compareWithFacts(ctx)
+}
+
+// takenBack tells whether the last rollback had anything to take back.
+func takenBack(records []runner.Record) bool {
+	for _, r := range slices.Backward(records) {
+		switch r.Event {
+		case runner.Undone:
+			return true
+		case runner.Rollback:
+			return false
+		}
+	}
+	return false
 }
 
 // RolledBackError says that a rollback is complete already.
@@ -220,9 +264,17 @@ func (e *RolledBackError) Error() string {
 
 // Fallback is what a failure in a step means.
 type Fallback struct {
-	To      string   `json:"to,omitempty"` // the checkpoint to which a rollback returns; "" when there is nothing to take back
+	To      string   `json:"to,omitempty"`   // the checkpoint to which a rollback returns; "" when there is nothing to take back
+	What    string   `json:"what,omitempty"` // what that amounts to, in a sentence
 	Actions []string `json:"actions,omitempty"`
 	Bytes   int64    `json:"bytes,omitempty"` // about what it moves
+}
+
+// takingBack is what taking back a step amounts to, where it is more than a setting;
+// a later step's includes those of the steps before it.
+var takingBack = map[string]string{
+	"quiesce":   "K3s is started again as it was",
+	"uninstall": "K3s and its volumes are put back from the backup set as they were, and it is started",
 }
 
 // Fallbacks says for every step what a rollback takes once that step has begun.
@@ -239,7 +291,10 @@ func (m *Migration) Fallbacks(ctx context.Context) (map[string]Fallback, error) 
 			if err != nil {
 				return nil, err
 			}
-			for _, p := range planned {
+			for _, p := range planned { // the last step first
+				if f.What == "" {
+					f.What = takingBack[p.Name]
+				}
 				for _, a := range p.Actions {
 					f.To = to
 					f.Actions = append(f.Actions, a.Summary)

@@ -21,25 +21,31 @@ const (
 )
 
 // compareWithFacts holds the old cluster that runs again against what it was. The
-// checks are kept in Unlike whatever their outcome.
+// checks are kept in Unlike whatever their outcome. It changes nothing.
 func (m *Migration) compareWithFacts(ctx context.Context) error {
 	now, err := m.Survey(ctx)
 	if err != nil {
 		return err
 	}
-	m.Unlike = append(identityChecks(m.Facts, now), m.workloadsCheck(ctx))
+	checks := append(identityChecks(m.Facts, now), m.workloadsCheck(ctx))
+	// Before the uninstall a rollback needs no backup set; what only that could
+	// tell is then said to be unknown.
 	objects, err := m.objectsCheck(ctx)
 	if err != nil {
-		return err
+		objects = check(sameObjects, "the same objects and ClusterIPs", m.Plan.Metadata.Name, []string{"not compared: " + err.Error()}, "")
 	}
-	m.Unlike = append(m.Unlike, objects)
+	checks = append(checks, objects)
 	if !m.KeepPresent {
 		volumes, err := m.compareVolumes(ctx)
 		if err != nil {
-			return err
+			volumes = []verify.Check{check(verify.VolumeContents, "volume contents", m.Plan.Metadata.Name, []string{"not compared: " + err.Error()}, "")}
 		}
-		m.Unlike = append(m.Unlike, volumes...)
+		checks = append(checks, volumes...)
 	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("comparing the cluster with what it was: %w", ctx.Err())
+	}
+	m.Unlike = checks
 	failed := 0
 	for _, c := range m.Unlike {
 		if c.Status == verify.Fail {
@@ -89,7 +95,9 @@ func identityChecks(was, now *survey.Facts) []verify.Check {
 		}
 	}
 	// What a rollback sets aside in the storage belongs to no volume.
-	moved = slices.DeleteFunc(moved, func(s string) bool { return strings.Contains(s, ".replaced-") })
+	moved = slices.DeleteFunc(moved, func(s string) bool {
+		return strings.Contains(s, ".replaced-") && strings.HasSuffix(s, " in the volumes' storage is new")
+	})
 	var settings []string
 	for _, key := range slices.Sorted(maps.Keys(was.K3s.Settings)) {
 		if w, n := was.K3s.Setting(key), now.K3s.Setting(key); !slices.Equal(w, n) {

@@ -140,8 +140,10 @@ func TestPrintPlan(t *testing.T) {
 	m := &steps.Migration{Plan: plan, Facts: facts}
 	planned, err := runner.Preview(context.Background(), m.Sequence())
 	require.NoError(t, err)
+	fallbacks, err := m.Fallbacks(context.Background())
+	require.NoError(t, err)
 	p := preview{
-		Name: plan.Metadata.Name, Host: "dedi", Version: facts.K3s.Version, Facts: facts, Steps: planned,
+		Name: plan.Metadata.Name, Host: "dedi", Version: facts.K3s.Version, Facts: facts, Steps: planned, Fallbacks: fallbacks,
 		Settings: []k3s.Change{
 			{Key: "cluster-cidr", After: "10.42.0.0/16,fd42::/48", Source: "/etc/rancher/k3s/config.yaml"},
 			{Key: "disable", Before: "servicelb", After: "servicelb,traefik", Source: k3s.SourceFlag},

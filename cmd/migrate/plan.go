@@ -203,12 +203,9 @@ func onFailure(s runner.Planned, f steps.Fallback) string {
 	case f.To == "":
 		return "if it fails: the cluster runs as before; nothing to take back"
 	}
-	what := fmt.Sprintf("%d actions", len(f.Actions))
-	if len(f.Actions) <= 2 {
-		what = strings.Join(f.Actions, "; ")
-	}
+	takes := fmt.Sprintf("%d actions", len(f.Actions))
 	if f.Bytes > 0 {
-		what += ", " + mib(f.Bytes) + " to move"
+		takes += ", at least " + mib(f.Bytes) + " to move"
 	}
-	return fmt.Sprintf("if it fails: rollback returns to %s: %s", f.To, what)
+	return fmt.Sprintf("if it fails: rollback returns to %s: %s (%s)", f.To, f.What, takes)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
 	"sunbeam.pt/k3s-dualstack/verify"
@@ -70,10 +71,11 @@ A rollback that failed or was cut off is continued by the same command. After it
 		}
 		defer m.Close()
 		m.KeepPresent = *volumes == "present"
-		again := "migrate rollback -f " + *file
+		checkpoint := ""
 		if *to != "" {
-			again += " --to " + *to
+			checkpoint = " --to " + *to
 		}
+		again := "migrate rollback -f " + *file + checkpoint
 		if m.KeepPresent {
 			again += " --volumes present"
 		}
@@ -89,8 +91,10 @@ A rollback that failed or was cut off is continued by the same command. After it
 				return writeJSON(c.OutOrStdout(), u)
 			}
 			printUnwinding(c.OutOrStdout(), u, true)
-			_, err = fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\n", again)
-			return err
+			if len(u.Actions) > 0 {
+				fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\nThe commands as a script: migrate runbook -f %s%s\n", again, *file, checkpoint)
+			}
+			return nil
 		}
 		out := m.Progress.Writer()
 		err = m.Rollback(c.Context(), *to, &undoWatcher{watcher: watcher{w: out}}, func(ctx context.Context, u steps.Unwinding) (bool, error) {
@@ -108,13 +112,19 @@ A rollback that failed or was cut off is continued by the same command. After it
 			step       *runner.StepError
 			unverified *steps.UnverifiedError
 			done       *steps.RolledBackError
+
+			unreachable *remote.UnreachableError
 		)
 		switch {
 		case errors.As(err, &done):
-			fmt.Fprintf(w, "%v. To begin anew: migrate run -f %s\n", done, *file)
+			fmt.Fprintf(w, "%v. %s", done, next(done.To, *file))
 			return nil
 		case err == nil:
-			fmt.Fprintf(w, "\nThe rollback is complete. To go on from here: migrate run -f %s\n", *file)
+			state, err := m.State()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(w, "\nThe rollback is complete. %s", next(state.RolledBack, *file))
 			return nil
 		case errors.As(err, &unverified):
 			fmt.Fprintf(w, "\nThe rollback is complete, and the cluster is not as it was: %v, see above. The backup set has what it was: migrate backup list -f %s\n", err, *file)
@@ -128,12 +138,25 @@ A rollback that failed or was cut off is continued by the same command. After it
 			} else {
 				fmt.Fprintf(w, "\nmigrate: taking back %v\n", err)
 			}
-			fmt.Fprintf(w, "To continue: %s\nIf it cannot finish, the rest by hand: migrate runbook -f %s\n", again, *file)
+			fmt.Fprintf(w, "To continue: %s\nIf it cannot finish, the rest by hand: migrate runbook -f %s%s\n", again, *file, checkpoint)
 			return &shownError{err}
+		case errors.Is(err, context.Canceled):
+			fmt.Fprintf(w, "\nmigrate: interrupted: %v\nTo continue: %s\n", err, again)
+			return &shownError{err}
+		case errors.As(err, &unreachable):
+			return fmt.Errorf("%w\nIf it stays away, what a rollback would do, by hand: migrate runbook -f %s%s", err, *file, checkpoint)
 		}
 		return rollbackError(err)
 	}
 	return c
+}
+
+// next is what to type after a rollback to a checkpoint.
+func next(checkpoint, file string) string {
+	if checkpoint == "seal" {
+		return fmt.Sprintf("K3s is stopped, as before the uninstall.\nTo go on from here, with the uninstall: migrate run -f %[1]s\nTo start the old cluster: migrate rollback -f %[1]s\n", file)
+	}
+	return fmt.Sprintf("To go on from here: migrate run -f %s\n", file)
 }
 
 // rollbackError marks what is wrong with the command line.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -33,6 +34,7 @@ hand, with the backup set alone. The host is not contacted.`),
 			return err
 		}
 		defer m.Close()
+		m.RollbackBegins = time.Now()
 		u, err := m.Unwind(c.Context(), *to)
 		if err != nil {
 			return rollbackError(err)
@@ -44,7 +46,7 @@ hand, with the backup set alone. The host is not contacted.`),
 
 func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding, file string) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, `#!/bin/sh
+	fmt.Fprintf(&b, `#!/usr/bin/env bash
 # The remaining work of a rollback of plan %s to checkpoint %s, by hand.
 # Host %s, K3s %s, machine-id %s.
 # Backup set: %s
@@ -55,29 +57,38 @@ func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding, file strin
 # On a new machine (the old disk is dead): install the same system with the same
 # host name and addresses; K3s itself comes out of the backup set. Then all of it
 # applies but what stops and sets aside.
-set -eu
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" # What comes out of a failed pipe is incomplete.
+set -euo pipefail
 
-# on_host runs a command on the host; its standard input goes there.
-on_host() { %s "$1"; }
-
-# Is the backup set whole?
-migrate backup verify -f %s
-`, m.Plan.Metadata.Name, u.To, u.Host, m.Facts.K3s.Version, m.Facts.Host.MachineID, m.SetDir(), m.SSH(), remote.Quote(file))
+# on_host runs a command on the host, into_host one that reads what is piped to it.
+on_host() { into_host "$1" </dev/null; }
+into_host() { %s "$1"; }
+`, comment(m.Plan.Metadata.Name), comment(u.To), comment(u.Host), comment(m.Facts.K3s.Version), comment(m.Facts.Host.MachineID), comment(m.SetDir()), m.SSH())
+	if h := m.Plan.Server(); h.User == "" && h.SSHConfig != "none" {
+		b.WriteString("# Where your SSH configuration names no user, add -l root.\n")
+	}
+	fmt.Fprintf(&b, "\n# Is the backup set whole?\nmigrate backup verify -f %s\n", remote.Quote(file))
 	if len(u.Actions) == 0 {
 		b.WriteString("\n# Nothing was changed since the checkpoint: there is nothing to do.\n")
 	}
 	for _, a := range u.Actions {
-		fmt.Fprintf(&b, "\n# %s: %s\n", a.Step, a.Summary)
-		a.Command = strings.ReplaceAll(a.Command, steps.StampUnknown, time.Now().UTC().Format(steps.StampFormat))
+		fmt.Fprintf(&b, "\n# %s: %s\n", a.Step, comment(a.Summary))
+		command := a.Command
 		switch {
-		case a.Target.Kind == runner.Laptop, strings.Contains(a.Command, "on_host "):
-			b.WriteString(a.Command + "\n")
+		case strings.HasPrefix(command, "on_host "), strings.HasPrefix(command, "migrate "): // of the laptop
 		case a.Target.Kind == runner.Cluster:
-			b.WriteString(m.OverSSH("k3s "+a.Command) + "\n")
+			command = m.OverSSH(remote.Quote(m.Facts.K3s.Binary) + " " + command)
 		default:
-			b.WriteString(m.OverSSH(a.Command) + "\n")
+			command = m.OverSSH(command)
 		}
+		// The shell goes on after a failure in a list, but not after the list's.
+		fmt.Fprintf(&b, "{ %s; } || exit\n", command)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// comment is text for a line of comment.
+func comment(text string) string {
+	return strings.Join(strings.FieldsFunc(text, unicode.IsControl), " ")
 }
