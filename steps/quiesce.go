@@ -195,6 +195,9 @@ func (m *Migration) refresh(ctx context.Context) error {
 	if err := m.keep(factsFile, now); err != nil {
 		return err
 	}
+	if err := m.mirrorFacts(ctx, now); err != nil {
+		return err
+	}
 	m.Facts = now
 	return nil
 }

@@ -2,7 +2,6 @@ package steps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -208,11 +207,11 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err != nil {
 		return err
 	}
-	release, err := m.lockHost(ctx)
+	ctx, release, err := m.holdHost(ctx, journal)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, release()) }()
+	defer func() { err = release(err) }()
 	if err := m.sameMachine(ctx); err != nil {
 		return err
 	}
@@ -231,8 +230,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 			return runner.ErrDeclined
 		}
 	}
-	journal.Mirror = func(line []byte) error { return m.mirror(ctx, line) }
-	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer}
+	r := runner.Runner{Steps: whileHeld(m.Sequence()), Journal: journal, Observer: observer}
 	if err := r.Rollback(ctx, u.To); err != nil {
 		return err
 	}

@@ -10,7 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
@@ -24,6 +27,12 @@ const hostLock = remote.StateDir + "/lock"
 type hostHolder struct {
 	runner.Holder
 	WorkDir string `json:"workDir"`
+}
+
+// sameHome tells whether two holders share the laptop's half of the lock, so that
+// only one of them can be a process that lives.
+func (h hostHolder) sameHome(other hostHolder) bool {
+	return h.Host == other.Host && h.WorkDir == other.WorkDir
 }
 
 // Run performs the migration or continues it, stopping after the step named
@@ -46,7 +55,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		return err
 	}
 	defer journal.Close()
-	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer, Confirm: confirm}
+	r := runner.Runner{Steps: whileHeld(m.Sequence()), Journal: journal, Observer: observer, Confirm: confirm}
 	state := journal.State()
 	if state.Finished || state.Rollback != nil {
 		r.Bind = m.bind(state.Bind.Extra[hostKey])
@@ -57,6 +66,17 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		return err
 	}
 	r.Bind = m.bind(h.HostKey())
+	if !begun(state) {
+		// A run that is to be taken over has most often stopped the API that
+		// the survey would ask.
+		found, err := m.look(ctx)
+		if err == nil {
+			err = m.notElsewhere(found, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	const lookOnly = "preflight"
 	if until == "survey" || until == lookOnly {
 		return r.Run(ctx, until)
@@ -64,15 +84,19 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	if err := r.Run(ctx, lookOnly); err != nil {
 		return err
 	}
-	release, err := m.lockHost(ctx)
+	ctx, release, err := m.holdHost(ctx, journal)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, release()) }()
+	defer func() { err = release(err) }()
 	if err := m.unmoved(ctx, state); err != nil {
 		return err
 	}
-	journal.Mirror = func(line []byte) error { return m.mirror(ctx, line) }
+	if !begun(state) {
+		if err := m.mirrorFacts(ctx, m.Facts); err != nil {
+			return err
+		}
+	}
 	return r.Run(ctx, until)
 }
 
@@ -191,8 +215,8 @@ type HostHeldError struct {
 }
 
 func (e *HostHeldError) Error() string {
-	return fmt.Sprintf("host %s: a run is under way there, by %s: wait until it ends; if you know that it died and will not be continued, `rm %s` on the host lets you in; nothing was done",
-		e.Host, e.Holder, hostLock)
+	return fmt.Sprintf("host %s: a run is under way there, by %s: wait until it ends, or take it over with --take-over; nothing was done",
+		e.Host, e.Holder)
 }
 
 // UnknownStepError says that a step was named that the migration does not have.
@@ -212,7 +236,9 @@ func (m *Migration) State() (runner.State, error) {
 	return j.State(), nil
 }
 
-// Holder is who runs the migration from this work directory now, nil for nobody.
+// Holder is who runs the migration from this work directory now, nil for nobody. The
+// kernel tells it by letting the lock be taken, which is given back at once: a run that begins
+// in that very moment is refused, and can be repeated.
 func (m *Migration) Holder() (*runner.Holder, error) {
 	lock, err := runner.Acquire(m.LockPath())
 	var held *runner.HeldError
@@ -236,75 +262,146 @@ func begun(s runner.State) bool {
 	return slices.ContainsFunc(s.Steps, func(x runner.StepState) bool { return x.Step != "survey" && x.Step != "preflight" })
 }
 
-func (m *Migration) lockHost(ctx context.Context) (release func() error, err error) {
+// holdHost takes the host's half of the lock for a run or rollback with this
+// journal, and mirrors the journal there from now on. The context that it returns
+// ends with a *TakenOverError as its cause when another laptop takes the lock
+// away; release is then given what came of it, and returns that cause instead.
+func (m *Migration) holdHost(ctx context.Context, journal *runner.Journal) (_ context.Context, release func(error) error, err error) {
 	h, err := m.Host(ctx)
 	if err != nil {
+		return nil, nil, err
+	}
+	me, err := m.lockHost(ctx, h)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stillMine := func(err error) error {
+		var taken *TakenOverError
+		if errors.As(err, &taken) {
+			cancel(err)
+		}
+		return err
+	}
+	stop := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		tick := time.NewTicker(watchPeriod)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+				_ = stillMine(m.asHolder(ctx, h, me, nil, "")) // a connection that is lost has others to tell
+			}
+		}
+	})
+	release = func(came error) error {
+		close(stop)
+		watch.Wait()
+		err := m.asHolder(ctx, h, me, nil, fmt.Sprintf("mv %s %s", hostLock, lastHolder))
+		var taken *TakenOverError
+		if errors.As(context.Cause(ctx), &taken) || errors.As(err, &taken) {
+			return taken
+		}
+		cancel(nil)
+		if err != nil && !errors.Is(err, remote.ErrConnectionLost) {
+			return errors.Join(came, fmt.Errorf("host %s: giving up the lock %s: %w", h.Name(), hostLock, err))
+		}
+		return came
+	}
+	found, err := m.look(ctx)
+	if err == nil {
+		err = m.notElsewhere(found, journal.Records())
+	}
+	if err != nil {
+		return nil, nil, release(err)
+	}
+	journal.Mirror = func(line []byte) error { return stillMine(m.mirror(ctx, h, me, line)) }
+	return ctx, release, nil
+}
+
+// lockHost returns the lock's contents, which are the holder's.
+func (m *Migration) lockHost(ctx context.Context, h *remote.Host) (me []byte, err error) {
+	self := hostHolder{Holder: runner.Self(), WorkDir: m.Plan.Spec.WorkDir}
+	if me, err = json.Marshal(self); err != nil {
 		return nil, err
 	}
-	laptop, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("laptop: asking for its name: %w", err)
+	script := inTurn + fmt.Sprintf("[ -e %[1]s ] || { cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s; } && cat %[1]s", hostLock)
+	var out bytes.Buffer
+	if err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(me)), remote.Stdout(&out)); err != nil {
+		return nil, fmt.Errorf("host %s: taking the lock %s: %w", h.Name(), hostLock, err)
 	}
-	me := hostHolder{Holder: runner.Self(), WorkDir: m.Plan.Spec.WorkDir}
-	data, err := json.Marshal(me)
-	if err != nil {
-		return nil, err
+	var holder hostHolder
+	if err := json.Unmarshal(out.Bytes(), &holder); err != nil {
+		return nil, damagedLock(h)
 	}
-	for {
-		// A link is made only where no file is: of two laptops one succeeds.
-		script := fmt.Sprintf("umask 077; mkdir -p -m 0700 %s && cat >%s.new && { ln %[2]s.new %[2]s 2>/dev/null; rm -f %[2]s.new; }; cat %[2]s", remote.StateDir, hostLock)
-		var out bytes.Buffer
-		if err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(data)), remote.Stdout(&out)); err != nil {
-			return nil, fmt.Errorf("host %s: taking the lock %s: %w", h.Name(), hostLock, err)
-		}
-		var holder hostHolder
-		if err := json.Unmarshal(out.Bytes(), &holder); err != nil {
-			return nil, fmt.Errorf("host %s: the lock %s is damaged: when no other run is under way, remove the file", h.Name(), hostLock)
-		}
-		if holder == me {
-			break
-		}
-		if holder.Host != laptop || holder.WorkDir != me.WorkDir {
-			return nil, &HostHeldError{Host: h.Name(), Holder: holder.Holder}
-		}
-		// Left behind by an earlier process of this work directory, whose half
-		// of the lock on the laptop we hold.
-		if err := h.Run(ctx, "rm -f "+remote.Quote(hostLock)); err != nil {
-			return nil, err
-		}
+	switch {
+	case holder == self:
+		return me, nil
+	case !holder.sameHome(self):
+		return nil, &HostHeldError{Host: h.Name(), Holder: holder.Holder}
 	}
-	return func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
-		defer cancel()
-		if err := h.Run(ctx, "rm -f "+remote.Quote(hostLock)); err != nil && !errors.Is(err, remote.ErrConnectionLost) {
-			return fmt.Errorf("host %s: giving up the lock %s: %w", h.Name(), hostLock, err)
-		}
-		return nil
-	}, nil
+	// Left behind by an earlier process of this work directory, whose half of the
+	// lock on the laptop we hold.
+	left := bytes.TrimSpace(out.Bytes())
+	if err := m.asHolder(ctx, h, left, me, fmt.Sprintf("cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s", hostLock)); err != nil {
+		return nil, fmt.Errorf("host %s: taking the lock %s: %w", h.Name(), hostLock, err)
+	}
+	return me, nil
+}
+
+// asHolder runs a script on the host while the lock there has the contents me, which
+// stay as they are meanwhile; the script's input is input. The error is a
+// *TakenOverError when they are others. An interrupted run, too, has its line mirrored
+// and its lock given up.
+func (m *Migration) asHolder(ctx context.Context, h *remote.Host, me, input []byte, script string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
+	defer cancel()
+	var out bytes.Buffer
+	script = inTurn + fmt.Sprintf(`IFS= read -r me
+if [ "$(cat %[1]s 2>/dev/null)" != "$me" ]; then
+	if [ -e %[1]s ]; then echo $(($(date +%%s) - $(stat -c %%Y %[1]s))); cat %[1]s; fi
+	exit %[2]d
+fi
+%[3]s
+`, hostLock, notMine, script)
+	err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(slices.Concat(me, []byte("\n"), input))), remote.Stdout(&out))
+	if !exited(err, notMine) {
+		return err
+	}
+	taken := &TakenOverError{Host: h.Name()}
+	age, holder, _ := strings.Cut(out.String(), "\n")
+	if json.Unmarshal([]byte(holder), &taken.By) == nil {
+		seconds, _ := strconv.Atoi(age)
+		taken.Age = max(0, time.Duration(seconds)*time.Second)
+	}
+	return taken
 }
 
 // hostJournal is the journal's copy on the host, from which another laptop can
 // take over.
 const hostJournal = remote.StateDir + "/journal.jsonl"
 
-// mirror appends a line of the journal to its copy. The first line of a run
-// begins the copy anew; a line that is there already came twice.
-func (m *Migration) mirror(ctx context.Context, line []byte) error {
-	h, err := m.Host(ctx)
-	if err != nil {
-		return err
-	}
-	// The line of an interrupted run is still to be mirrored.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
-	defer cancel()
+// mirror appends a line of the journal to its copy, for as long as the lock on the host is
+// me. A line that is there already came twice. A copy that lacks earlier lines, is torn or is
+// another run's is replaced by all that the journal has.
+func (m *Migration) mirror(ctx context.Context, h *remote.Host, me, line []byte) error {
 	var head struct{ Seq int }
 	if err := json.Unmarshal(line, &head); err != nil {
 		return err
 	}
-	script := fmt.Sprintf(`umask 077; mkdir -p %[1]s; IFS= read -r line
-grep -qxF -e "$line" %[2]s 2>/dev/null || printf '%%s\n' "$line" >>%[2]s && sync %[2]s`, remote.StateDir, hostJournal)
-	if head.Seq == 1 {
-		script = fmt.Sprintf(`umask 077; mkdir -p %[1]s; cat >%[2]s.new && mv %[2]s.new %[2]s && sync %[2]s`, remote.StateDir, hostJournal)
+	err := m.asHolder(ctx, h, me, line, fmt.Sprintf(`IFS= read -r line
+if grep -qxF -e "$line" %[1]s 2>/dev/null; then exit 0; fi
+[ "$(cat %[1]s 2>/dev/null | wc -l)" -eq %[2]d ] && [ -z "$(tail -c 1 %[1]s 2>/dev/null)" ] || exit %[3]d
+printf '%%s\n' "$line" >>%[1]s && sync %[1]s`, hostJournal, head.Seq-1, wantsAll))
+	if !exited(err, wantsAll) {
+		return err
 	}
-	return h.Run(ctx, script, remote.Stdin(bytes.NewReader(line)))
+	all, err := os.ReadFile(m.JournalPath())
+	if err != nil {
+		return err
+	}
+	return m.asHolder(ctx, h, me, all, fmt.Sprintf("cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s && sync %[2]s", hostJournal, remote.StateDir))
 }

@@ -39,6 +39,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 	}
 	file, format := planFlag(c), formatFlag(c)
 	yes := c.Flags().BoolP("yes", "y", false, "agree without being asked")
+	over := takeOverFlag(c)
 	dry := c.Flags().Bool("dry-run", false, "show what would be done and change nothing")
 	to := c.Flags().String("to", "", "the `checkpoint` to return to")
 	volumes := c.Flags().String("volumes", "backup", "which contents of volumes win, `backup` or present; with backup, what is there is kept aside")
@@ -78,6 +79,14 @@ A rollback that failed or was cut off is continued by the same command. After it
 		again := "migrate rollback -f " + *file + checkpoint
 		if m.KeepPresent {
 			again += " --volumes present"
+		}
+		if *over {
+			if *dry {
+				return usageError{errors.New("--take-over --dry-run: a dry run changes nothing, and a take-over does")}
+			}
+			if err := takeOver(c, m, true, *yes); err != nil {
+				return err
+			}
 		}
 		if *dry {
 			u, err := m.Unwind(c.Context(), *to)

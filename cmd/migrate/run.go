@@ -22,14 +22,21 @@ func runCommand() *cobra.Command {
 		Long: strings.TrimSpace(`
 Perform every step of the plan, or those that are left: a run that failed, was
 interrupted or cut off is continued by the same command. It asks once, before
-the downtime, when the backup set is complete and proven; --yes answers.`),
+the downtime, when the backup set is complete and proven; --yes answers.
+
+With --take-over a run that another laptop began is continued here, from the
+journal that the host keeps, after showing who has it. Copy the backup set here
+first; the message says from where when it is missing. The other laptop's run stops
+when it notices.`),
 		Example: `  migrate run -f plan.yaml
   migrate run -f plan.yaml --until gate   # back up and prove the set, no downtime
-  migrate run -f plan.yaml --yes          # for scripts: no question`,
+  migrate run -f plan.yaml --yes          # for scripts: no question
+  migrate run -f plan.yaml --take-over    # continue what another laptop began`,
 		Args: cobra.NoArgs,
 	}
 	file := planFlag(c)
 	yes := c.Flags().BoolP("yes", "y", false, "agree at the gate without being asked")
+	over := takeOverFlag(c)
 	until := c.Flags().String("until", "", "stop after this `step`")
 	_ = c.RegisterFlagCompletionFunc("until", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return steps.Names(), cobra.ShellCompDirectiveNoFileComp
@@ -42,6 +49,11 @@ the downtime, when the backup set is complete and proven; --yes answers.`),
 		defer m.Close()
 		again := "migrate run -f " + *file
 		out := m.Progress.Writer()
+		if *over {
+			if err := takeOver(c, m, false, *yes); err != nil {
+				return err
+			}
+		}
 		err = m.Run(c.Context(), *until, &watcher{w: out}, func(ctx context.Context, g runner.Gate) (bool, error) {
 			if *yes {
 				return true, nil
@@ -93,6 +105,46 @@ the downtime, when the backup set is complete and proven; --yes answers.`),
 		return err
 	}
 	return c
+}
+
+// takeOverFlag adds --take-over to a command.
+func takeOverFlag(c *cobra.Command) *bool {
+	return c.Flags().Bool("take-over", false, "take the run over from the laptop that has it, after showing which")
+}
+
+// takeOver makes the run this laptop's, or with back its rollback, once a person agreed.
+func takeOver(c *cobra.Command, m *steps.Migration, back, yes bool) error {
+	out := m.Progress.Writer()
+	return m.TakeOver(c.Context(), back, func(ctx context.Context, claim steps.Claim) (bool, error) {
+		printClaim(out, claim)
+		if yes {
+			return true, nil
+		}
+		return ask(ctx, c.InOrStdin(), out, runner.Gate{
+			Question: "Two laptops must not go on with one run. Type the host's name to take it over", Expect: claim.Host,
+		})
+	})
+}
+
+// printClaim shows who has a run, and how far it is.
+func printClaim(w io.Writer, c steps.Claim) {
+	fmt.Fprintf(w, "Taking over the run on host %s\n", c.Host)
+	if c.Holder == nil {
+		fmt.Fprintln(w, "  lock     nobody holds it: the run ended, or was stopped")
+	} else {
+		fmt.Fprintf(w, "  lock     held by %s on %s for %s (process %d, work directory %s)\n", c.Holder.User, c.Holder.Host, c.LockAge, c.Holder.PID, c.WorkDir)
+		if c.LockAge < time.Minute || c.RecordAge < time.Minute {
+			fmt.Fprintln(w, "           it may be alive: it stops when it notices, which can take some seconds")
+		}
+	}
+	if c.Last == "" {
+		fmt.Fprintln(w, "  journal  none to continue: a run begins here")
+		return
+	}
+	fmt.Fprintf(w, "  journal  %d records, the last %s ago: %s\n", c.Records, c.RecordAge, c.Last)
+	if c.Anew {
+		fmt.Fprintln(w, "  backup   not here; nothing was stopped yet, so that a new run begins, with a backup of its own")
+	}
 }
 
 // ask puts the gate's question and takes the expected word alone for a yes.

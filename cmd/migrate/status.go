@@ -32,10 +32,12 @@ journal on the laptop is read; host and cluster are not contacted.`),
 			return err
 		}
 		defer m.Close()
-		state, err := m.State()
+		journal, err := runner.OpenJournal(m.JournalPath())
 		if err != nil {
 			return err
 		}
+		defer journal.Close()
+		state := journal.State()
 		if *format == "json" {
 			return writeJSON(c.OutOrStdout(), state)
 		}
@@ -71,6 +73,15 @@ journal on the laptop is read; host and cluster are not contacted.`),
 			}
 		}
 		t.Flush()
+		if back := state.Rollback; back != nil {
+			fmt.Fprintf(w, "\nA rollback to %s began %s and is not complete.\n", back.To, back.Began.Local().Format(time.DateTime))
+			for _, a := range back.Actions {
+				fmt.Fprintf(w, "  - %s, %s: %s\n", a.Step, a.Action, strings.ReplaceAll(undoText(a), "\n", " "))
+			}
+		}
+		for _, notice := range journal.Notices() {
+			fmt.Fprintf(w, "\nNote: %s\n", notice)
+		}
 		if state.Finished {
 			_, err = fmt.Fprintf(w, "\nThe migration is complete. To look again: migrate verify -f %s\n", *file)
 			return err
@@ -79,12 +90,31 @@ journal on the laptop is read; host and cluster are not contacted.`),
 		if err != nil {
 			return err
 		}
-		if holder != nil {
+		switch {
+		case holder != nil:
 			_, err = fmt.Fprintf(w, "\nIt is being run by %s.\n", holder)
-			return err
+		case state.Rollback != nil:
+			_, err = fmt.Fprintf(w, "\nTo continue: migrate rollback -f %s\nIf it cannot finish, the rest by hand: migrate runbook -f %[1]s\n", *file)
+		case state.RolledBack != "":
+			_, err = fmt.Fprintf(w, "\nThe run was rolled back to %s. To go on from there: migrate run -f %s\n", state.RolledBack, *file)
+		default:
+			_, err = fmt.Fprintf(w, "\nTo continue: migrate run -f %s\n", *file)
+			if m.WayBack() != "" && err == nil {
+				_, err = fmt.Fprintf(w, "To have the old cluster back instead: migrate rollback -f %s\n", *file)
+			}
 		}
-		_, err = fmt.Fprintf(w, "\nTo continue: migrate run -f %s\n", *file)
 		return err
 	}
 	return c
+}
+
+// undoText is how far an undo action is.
+func undoText(a runner.ActionState) string {
+	switch a.Status {
+	case runner.Undone:
+		return "done"
+	case runner.UndoFailed:
+		return "failed: " + a.Error
+	}
+	return "begun"
 }
