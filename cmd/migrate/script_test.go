@@ -52,6 +52,22 @@ func TestJournals(t *testing.T) {
 			{Event: runner.StepComplete, Step: "finish"},
 			{Event: runner.Finished},
 		}...),
+		"rolling-back": append(begin[:len(begin):len(begin)], []runner.Record{
+			{Event: runner.StepCheckpoint, Step: "protect"},
+			{Event: runner.Intent, Step: "quiesce", Action: "stop"},
+			{Event: runner.Rollback, Step: "protect"},
+			{Event: runner.Undoing, Step: "quiesce", Action: "start again"},
+			{Event: runner.Undone, Step: "quiesce", Action: "start again", Took: time.Second},
+			{Event: runner.Undoing, Step: "quiesce", Action: "node again"},
+			{Event: runner.UndoFailed, Step: "quiesce", Action: "node again", Error: "it is\nnot Ready"},
+		}...),
+		"rolled-back": append(begin[:len(begin):len(begin)], []runner.Record{
+			{Event: runner.StepCheckpoint, Step: "protect"},
+			{Event: runner.Intent, Step: "quiesce", Action: "stop"},
+			{Event: runner.Rollback, Step: "protect"},
+			{Event: runner.Reverted, Step: "quiesce"},
+			{Event: runner.RolledBack, Step: "protect"},
+		}...),
 	}
 	for name, records := range journals {
 		file := "testdata/" + name + ".jsonl"
