@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"github.com/gofrs/flock"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -78,7 +79,14 @@ func two(t *testing.T) (ana, bo laptop) {
 	sshtest.Root(t)
 	watchPeriod = 200 * time.Millisecond
 	t.Cleanup(func() { watchPeriod = 10 * time.Second })
-	require.NoFileExists(t, hostLock, "this machine is being migrated")
+	// The place is one for the machine: another process of these tests has its turn first, and
+	// what one left that was killed lies with a work directory among the temporary files.
+	turn := flock.New(filepath.Join(os.TempDir(), "k3s-dualstack-steps-test.lock"))
+	require.NoError(t, turn.Lock())
+	t.Cleanup(func() { require.NoError(t, turn.Unlock()) })
+	if lock, err := os.ReadFile(hostLock); err == nil {
+		require.Contains(t, string(lock), `"workDir":"`+os.TempDir(), "this machine is being migrated")
+	}
 	forget := func() {
 		for _, f := range []string{hostLock, lastHolder, hostJournal, hostFacts} {
 			require.NoError(t, os.RemoveAll(f))
@@ -280,23 +288,18 @@ func TestOvertakenRunBeginsNothing(t *testing.T) {
 	a, j, ctx, release := begin(t, ana)
 	line, err := json.Marshal(hostHolder{Holder: runner.Self(), WorkDir: bo.WorkDir})
 	require.NoError(t, err)
-	began := 0
+	require.NoError(t, os.WriteFile(hostLock, line, 0o600))
+	began := false
 	steps := []runner.Step{{Name: "one", Actions: func(context.Context) ([]runner.Action, error) {
-		return []runner.Action{
-			{Name: "first", Run: func(context.Context) (any, error) {
-				began++
-				return nil, os.WriteFile(hostLock, line, 0o600)
-			}},
-			{Name: "second", Run: func(context.Context) (any, error) { began++; return nil, nil }},
-		}, nil
+		return []runner.Action{{Name: "first", Run: func(context.Context) (any, error) { began = true; return nil, nil }}}, nil
 	}}}
 	r := runner.Runner{Steps: whileHeld(steps), Bind: j.State().Bind, Journal: j}
 	err = release(r.Run(ctx, ""))
 	var taken *TakenOverError
 	require.ErrorAs(t, err, &taken)
-	assert.Equal(t, 1, began)
-	assert.NotContains(t, contents(t, hostJournal), "second")
-	assert.NotContains(t, contents(t, hostJournal), `"done"`)
+	assert.False(t, began)
+	assert.Contains(t, contents(t, a.JournalPath()), "first")
+	assert.NotContains(t, contents(t, hostJournal), "first")
 	assert.Equal(t, string(line), contents(t, hostLock))
 
 	// So it is when the lock is gone, without anybody to name.
