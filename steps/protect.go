@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -223,7 +224,20 @@ func (m *Migration) keepVolume(ctx context.Context, v survey.Volume) error {
 		return err
 	}
 	defer h.Close()
-	return backup.Take(ctx, h, v.Ref(), set, m.Progress)
+	if err := backup.Take(ctx, h, v.Ref(), set, m.Progress); err != nil || set.Whole(v.Ref()) {
+		return err
+	}
+	// Changes since another full pass, which a run that was taken back left in the
+	// set, would be found not to belong to this one.
+	full := []string{v.Ref().Full(), backup.ListName(v.Ref().Full())}
+	for _, name := range v.Ref().Artifacts() {
+		if !slices.Contains(full, name) {
+			if err := set.Remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // preservesIdentity tells whether the plan keeps the cluster's identity.
