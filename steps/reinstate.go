@@ -62,7 +62,7 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "state back", Target: m.onHost(), Like: "install/identity", Bytes: size[k3sState], Alone: true,
 		Summary: "Put back token, CAs, credentials, node passwords and manifests",
-		Command: extract(k3sState, untar),
+		Command: extract(k3sState, "mkdir -p -m 700 "+remote.Quote(in.ServerDir())+" && "+untar),
 		Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
 			return nil, restore.Tree(ctx, h, set, k3sState, m.Progress, restore.Everything)
 		}),
