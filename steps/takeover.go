@@ -546,7 +546,16 @@ func (m *Migration) notElsewhere(found *traces, records []runner.Record) error {
 	case n > 0, mirrored:
 		return refusal
 	case !found.over() && (stopped(found.state) || found.state.Rollback != nil):
-		return refusal
+		// The copy may lack the end of a run of ours: a rollback was killed when all
+		// but its mirroring was done, and the journal put aside for a new run.
+		own, err := runner.OpenJournal(m.file("journal." + found.state.Run + ".jsonl"))
+		if err != nil {
+			return err
+		}
+		defer own.Close()
+		if shared(own.Records(), found.records) < len(found.records) {
+			return refusal
+		}
 	}
 	return nil // of a run that is over or stopped nothing; our first record replaces it
 }
