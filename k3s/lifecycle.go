@@ -119,7 +119,7 @@ func (i *Installation) Uninstalled(ctx context.Context, h *remote.Host) (bool, e
 // complete there. Binary and scripts are left to be replaced, the agent's images
 // to be used again. K3s must be stopped.
 func (i *Installation) SetAsideJob(dir string) string {
-	return setAsideJob(dir, i.Replaced())
+	return setAsideJob(dir, i.Replaced(), path.Join(i.DataDir, "agent"))
 }
 
 // Replaced are the files and directories that SetAsideJob moves, where they are there.
@@ -133,7 +133,9 @@ func (i *Installation) Replaced() []string {
 	return append(files, i.ServerDir())
 }
 
-func setAsideJob(dir string, files []string) string {
+// setAsideJob also moves what the server has issued to its agent, which that gets anew at
+// every start: the server that is put back may have other CAs.
+func setAsideJob(dir string, files []string, agent string) string {
 	return fmt.Sprintf(`set -eu
 umask 077
 aside() {
@@ -152,15 +154,16 @@ aside() {
     rm -rf --one-file-system -- "$1"
   fi
 }
-for f in %[2]s; do aside "$f"; done
+for f in %[2]s %[3]s/*.crt %[3]s/*.key %[3]s/*.kubeconfig; do aside "$f"; done
 systemctl daemon-reload
-sync`, remote.Quote(dir), remote.Quote(files...))
+sync`, remote.Quote(dir), remote.Quote(files...), remote.Quote(agent))
 }
 
 // InstallJob is the script that runs K3s's install script, which lies at
 // scriptPath on the host, over the binary that was put back; version is empty to
-// keep that binary, else the release to download. The service is enabled and not
-// started: its start can hang for ever (TimeoutStartSec=0) and wants a deadline.
+// keep that binary, else the release to download. The service is neither enabled nor
+// started: a reboot must not start it before the volumes are back, and its start
+// can hang for ever (TimeoutStartSec=0) and wants a deadline.
 // Of the env files' variables it is given those that it writes to the unit's env
 // file; others (a PATH) are not for it. The script holds their values and is not
 // to be logged.
@@ -170,7 +173,7 @@ func (i *Installation) InstallJob(scriptPath string, c Config, version string) s
 	if env == nil {
 		env = map[string]string{}
 	}
-	env["INSTALL_K3S_SKIP_START"] = "true"
+	env["INSTALL_K3S_SKIP_ENABLE"] = "true"
 	env["INSTALL_K3S_BIN_DIR"] = path.Dir(i.Binary)
 	if version == "" {
 		env["INSTALL_K3S_SKIP_DOWNLOAD"] = "true"

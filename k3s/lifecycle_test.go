@@ -191,15 +191,15 @@ func TestInstallJobPassesEveryByte(t *testing.T) {
 		Args: []string{"--tls-san=it's", "--kubelet-arg=node-labels=a=b c", "--x=$HOME `id` \\ \"q\" *", ""},
 		Env: map[string]string{
 			"K3S_TOKEN": "it's $1 \"quoted\"\\", "CONTAINERD_LOG_LEVEL": "debug", "http_proxy": "http://p:3128", "NO_PROXY": "10.0.0.0/8,fd00::/8",
-			"PATH": "/nowhere", "GODEBUG": "x", "INSTALL_K3S_SKIP_START": "false", "INSTALL_K3S_VERSION": "v0", "HTTP_PROXY_AUTH": "x",
+			"PATH": "/nowhere", "GODEBUG": "x", "INSTALL_K3S_SKIP_ENABLE": "false", "INSTALL_K3S_VERSION": "v0", "HTTP_PROXY_AUTH": "x",
 		},
 	}
 	for _, tc := range []struct {
 		version string
 		want    []string
 	}{
-		{"", []string{"INSTALL_K3S_SKIP_DOWNLOAD=true", "INSTALL_K3S_SKIP_START=true"}},
-		{"v1.34.4+k3s1", []string{"INSTALL_K3S_SKIP_START=true", "INSTALL_K3S_VERSION=v1.34.4+k3s1"}},
+		{"", []string{"INSTALL_K3S_SKIP_DOWNLOAD=true", "INSTALL_K3S_SKIP_ENABLE=true"}},
+		{"v1.34.4+k3s1", []string{"INSTALL_K3S_SKIP_ENABLE=true", "INSTALL_K3S_VERSION=v1.34.4+k3s1"}},
 	} {
 		root := t.TempDir()
 		in := &Installation{Binary: root + "/it's bin/k3s"}
@@ -356,7 +356,7 @@ func TestSetAside(t *testing.T) {
 			root := t.TempDir()
 			aside := tc.aside(t, root)
 			quietTools(t, root)
-			job := setAsideJob(aside, plant(t, root))
+			job := setAsideJob(aside, plant(t, root), root+"/agent")
 			for range 2 { // nothing is left to do the second time
 				if code, _, stderr := sh(t, root, job); code != 0 {
 					t.Fatal(code, stderr)
@@ -365,6 +365,18 @@ func TestSetAside(t *testing.T) {
 			}
 			if calls, _ := os.ReadFile(root + "/calls"); string(calls) != "systemctl daemon-reload\nsystemctl daemon-reload\n" {
 				t.Errorf("calls:\n%s", calls)
+			}
+			// What the server issued to its agent goes, the agent's images stay.
+			for _, name := range []string{"agent/client-ca.crt", "agent/serving-kubelet.key", "agent/kubelet.kubeconfig", "agent/images/app.tar"} {
+				file(t, filepath.Join(root, name), name)
+			}
+			if code, _, stderr := sh(t, root, job); code != 0 {
+				t.Fatal(code, stderr)
+			}
+			for name, gone := range map[string]bool{"agent/client-ca.crt": true, "agent/serving-kubelet.key": true, "agent/kubelet.kubeconfig": true, "agent/images/app.tar": false} {
+				if at := filepath.Join(root, name); exists(at) == gone || exists(aside+at) != gone {
+					t.Errorf("%s was moved: %t", name, !gone)
+				}
 			}
 			// A name that is taken is left alone.
 			plant := filepath.Join(root, "unit")
@@ -403,7 +415,7 @@ func TestSetAsideIsKilled(t *testing.T) {
 			// Two are enough for every place to be killed at.
 			job := setAsideJob(aside, slices.DeleteFunc(plant(t, root), func(f string) bool {
 				return !strings.HasSuffix(f, "/server") && !strings.HasSuffix(f, "/link")
-			}))
+			}), root+"/agent")
 			file(t, root+"/count", "")
 			file(t, root+"/kill", fmt.Sprint(n))
 			code, _, _ := sh(t, root, job)
@@ -432,7 +444,7 @@ func TestSetAsideWithoutRoom(t *testing.T) {
 	aside := otherFileSystem(t, root)
 	quietTools(t, root)
 	file(t, root+"/bin/cp", "#!/bin/sh\necho half >\"$4\"; echo 'cp: no space left' >&2; exit 1\n") // a FAKE disk that is full
-	job := setAsideJob(aside, plant(t, root))
+	job := setAsideJob(aside, plant(t, root), root+"/agent")
 	if code, _, stderr := sh(t, root, job); code != 1 || !strings.Contains(stderr, "no space left") {
 		t.Errorf("%d %s", code, stderr)
 	}

@@ -326,7 +326,7 @@ func (p *performance) action(ctx context.Context, s Step, a Action, d direction)
 	}
 	defer func() {
 		if err != nil {
-			p.tell(func(o Observer) { o.ActionFailed(s, a, err) })
+			p.tell(func(o Observer) { o.ActionFailed(s, a, interrupted(ctx, err)) })
 		}
 	}()
 	if begun && a.Done != nil {
@@ -344,6 +344,10 @@ func (p *performance) action(ctx context.Context, s Step, a Action, d direction)
 	}
 	if err := p.record(Record{Event: d.intent, Step: s.Name, Action: a.Name}); err != nil {
 		return err
+	}
+	// The mirror may have found, by that very record, that the run is over here.
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	p.tell(func(o Observer) { o.ActionStarted(s, a) })
 	started := time.Now()

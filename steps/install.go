@@ -21,7 +21,7 @@ import (
 const hostInstallScript = remote.StateDir + "/install.sh"
 
 // install lays down binary, configuration and identity and runs the install
-// script over them; the server is enabled and not started.
+// script over them; the server is neither enabled nor started.
 func (m *Migration) install(ctx context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
 	summary := fmt.Sprintf("Put back K3s %s's binary and configuration, dual-stack settings merged in", in.Version)
@@ -43,7 +43,7 @@ func (m *Migration) install(ctx context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "install", Target: m.onHost(),
 		Summary: "Run K3s's install script: unit, env file, killall and uninstall scripts",
-		Command: "INSTALL_K3S_SKIP_START=true sh install.sh server …",
+		Command: "INSTALL_K3S_SKIP_ENABLE=true sh install.sh server …",
 		Run:     func(ctx context.Context) (any, error) { return nil, m.runInstaller(ctx) },
 	}}, nil
 }
@@ -198,22 +198,39 @@ func (m *Migration) start(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
 	return []runner.Action{{
 		Name: "start", Target: m.onHost(), Summary: "Start K3s and wait until it is up",
-		Command: "systemctl start " + in.UnitName(),
+		Command: m.enable() + "systemctl start " + remote.Quote(in.UnitName()),
 		Run: func(ctx context.Context) (any, error) {
 			h, err := m.Host(ctx)
 			if err != nil {
 				return nil, err
 			}
-			t := m.Progress.Wait("Starting K3s")
-			defer t.Done()
-			m.forgetClient()
-			return nil, in.Start(ctx, h, t)
+			return nil, m.startK3s(ctx, h)
 		},
 	}, {
 		Name: "node", Target: m.onCluster(), Summary: "Wait for the node to be Ready with a podCIDR of each family",
 		Command: "kubectl wait --for=condition=Ready node --all && kubectl get nodes -o jsonpath='{.items[*].spec.podCIDRs}'",
 		Run:     func(ctx context.Context) (any, error) { return nil, m.waitNodes(ctx, 2) },
 	}}, nil
+}
+
+// enable is shell that makes the unit start with the host where it did before,
+// up to the command that follows.
+func (m *Migration) enable() string {
+	if m.Facts.K3s.Disabled {
+		return ""
+	}
+	return "systemctl enable -q " + remote.Quote(m.Facts.K3s.UnitName()) + " && "
+}
+
+// startK3s enables the server and starts it, and waits until it is up.
+func (m *Migration) startK3s(ctx context.Context, h *remote.Host) error {
+	if err := h.Run(ctx, m.enable()+"true"); err != nil {
+		return fmt.Errorf("host %s: enabling K3s: %w", h.Name(), err)
+	}
+	t := m.Progress.Wait("Starting K3s")
+	defer t.Done()
+	m.forgetClient()
+	return m.Facts.K3s.Start(ctx, h, t)
 }
 
 // waitNodes waits for the API and for every node to be Ready with a podCIDR of so

@@ -320,7 +320,8 @@ func (m *Migration) onLaptop() runner.Target { return runner.Target{Kind: runner
 
 // job runs a script on the host as a detached job and waits for it, over lost
 // connections; its output is kept there until the job is forgotten. A job of
-// that name that was started before, by this process or another, is attached to.
+// that name that an earlier process left is attached to; one that did not do its
+// work is begun anew.
 func (m *Migration) job(ctx context.Context, name, label, script string) error {
 	h, err := m.Host(ctx)
 	if err != nil {
@@ -328,23 +329,30 @@ func (m *Migration) job(ctx context.Context, name, label, script string) error {
 	}
 	t := m.Progress.Wait(label)
 	defer t.Done()
-	if err := h.StartJob(ctx, name, script); err != nil {
-		return fmt.Errorf("host %s: starting job %s: %w", h.Name(), name, err)
-	}
 	tail := &lastLines{}
-	err = h.WaitJob(ctx, name, tail)
-	if err == nil {
-		return h.ForgetJob(ctx, name)
-	}
-	var exit *remote.ExitError
-	if errors.As(err, &exit) || errors.Is(err, remote.ErrJobLost) {
-		// It ended and did not do its work: the next run starts it anew.
-		if ferr := h.ForgetJob(ctx, name); ferr != nil {
-			err = errors.Join(err, ferr)
+	if err = h.WaitJob(ctx, name, tail); err != nil && (errors.Is(err, remote.ErrNoJob) || inVain(err)) {
+		if err := h.ForgetJob(ctx, name); err != nil {
+			return err
 		}
+		if err := h.StartJob(ctx, name, script); err != nil {
+			return fmt.Errorf("host %s: starting job %s: %w", h.Name(), name, err)
+		}
+		*tail = lastLines{}
+		err = h.WaitJob(ctx, name, tail)
+	}
+	switch {
+	case err == nil:
+		return h.ForgetJob(ctx, name)
+	case inVain(err):
 		return fmt.Errorf("host %s: job %s: %w; the end of its output:\n%s", h.Name(), name, err, tail)
 	}
-	return fmt.Errorf("host %s: waiting for job %s: %w: the job goes on without this connection; `migrate run` attaches to it again", h.Name(), name, err)
+	return fmt.Errorf("host %s: waiting for job %s: %w: the job goes on without this connection; the same command attaches to it again", h.Name(), name, err)
+}
+
+// inVain tells that a job ended and did not do its work.
+func inVain(err error) bool {
+	var exit *remote.ExitError
+	return errors.As(err, &exit) || errors.Is(err, remote.ErrJobLost)
 }
 
 // lastLines keeps the end of an output.

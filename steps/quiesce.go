@@ -55,10 +55,6 @@ func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 // undoQuiesce starts the old cluster again, as it was.
 func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
-	enable := ""
-	if !in.Disabled {
-		enable = "systemctl enable -q " + remote.Quote(in.UnitName()) + " && "
-	}
 	return []runner.Action{{
 		// Durable before the start: an attempt that was cut off has started K3s, and
 		// the next could not tell what is of before.
@@ -69,21 +65,13 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "start again", Target: m.onHost(), Like: "start/start",
 		Summary: "Start K3s as it was, and wait until it is up",
-		Command: enable + "systemctl start " + remote.Quote(in.UnitName()),
+		Command: m.enable() + "systemctl start " + remote.Quote(in.UnitName()),
 		Run: func(ctx context.Context) (any, error) {
 			h, err := m.Host(ctx)
 			if err != nil {
 				return nil, err
 			}
-			if enable != "" {
-				if err := h.Run(ctx, enable+"true"); err != nil {
-					return nil, fmt.Errorf("host %s: enabling K3s: %w", h.Name(), err)
-				}
-			}
-			t := m.Progress.Wait("Starting K3s")
-			defer t.Done()
-			m.forgetClient()
-			return nil, in.Start(ctx, h, t)
+			return nil, m.startK3s(ctx, h)
 		},
 	}, {
 		Name: "node again", Target: m.onCluster(), Like: "start/node",

@@ -230,7 +230,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 			return runner.ErrDeclined
 		}
 	}
-	r := runner.Runner{Steps: whileHeld(m.Sequence()), Journal: journal, Observer: observer}
+	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer}
 	if err := r.Rollback(ctx, u.To); err != nil {
 		return err
 	}

@@ -500,33 +500,6 @@ func read(data []byte) (*runner.Journal, error) {
 	return runner.OpenJournal(file)
 }
 
-// whileHeld has every action look, after its intent was recorded and mirrored, whether the
-// lock was found to be another's by that: nothing may begin then, and what is begun
-// in a context that has ended can still reach the host.
-func whileHeld(steps []runner.Step) []runner.Step {
-	guard := func(compute func(context.Context) ([]runner.Action, error)) func(context.Context) ([]runner.Action, error) {
-		if compute == nil {
-			return nil
-		}
-		return func(ctx context.Context) ([]runner.Action, error) {
-			actions, err := compute(ctx)
-			for i, a := range actions {
-				actions[i].Run = func(ctx context.Context) (any, error) {
-					if ctx.Err() != nil {
-						return nil, ctx.Err()
-					}
-					return a.Run(ctx)
-				}
-			}
-			return actions, err
-		}
-	}
-	for i := range steps {
-		steps[i].Actions, steps[i].Undo = guard(steps[i].Actions), guard(steps[i].Undo)
-	}
-	return steps
-}
-
 // notElsewhere refuses to go on with the journal here, which has the records, where the
 // host's copy shows that the run was carried on from elsewhere, or that another run is
 // to be completed first.

@@ -293,7 +293,7 @@ func TestOvertakenRunBeginsNothing(t *testing.T) {
 	steps := []runner.Step{{Name: "one", Actions: func(context.Context) ([]runner.Action, error) {
 		return []runner.Action{{Name: "first", Run: func(context.Context) (any, error) { began = true; return nil, nil }}}, nil
 	}}}
-	r := runner.Runner{Steps: whileHeld(steps), Bind: j.State().Bind, Journal: j}
+	r := runner.Runner{Steps: steps, Bind: j.State().Bind, Journal: j}
 	err = release(r.Run(ctx, ""))
 	var taken *TakenOverError
 	require.ErrorAs(t, err, &taken)

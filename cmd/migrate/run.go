@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
 )
@@ -87,11 +88,13 @@ when it notices.`),
 				return fmt.Errorf("%w: migrate rollback -f %s", err, *file)
 			}
 			var step *runner.StepError
-			if !errors.As(err, &step) {
-				return err // nothing was begun, and nothing is to be continued
+			var unreachable *remote.UnreachableError
+			begun, _ := m.Begun()
+			if !errors.As(err, &step) && !(begun && errors.As(err, &unreachable)) {
+				return err // nothing was begun, or the way on is in the message
 			}
 			w := c.ErrOrStderr()
-			if errors.Is(err, context.Canceled) {
+			if step != nil && errors.Is(err, context.Canceled) {
 				fmt.Fprintf(w, "\nmigrate: interrupted in step %s\n", step.Step)
 			} else {
 				fmt.Fprintf(w, "\nmigrate: %v\n", err)
