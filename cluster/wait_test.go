@@ -227,3 +227,49 @@ func TestWorkloadShort(t *testing.T) {
 	daemon.Status.ObservedGeneration = 1
 	assert.Equal(t, notSeen, daemonSetShort(daemon))
 }
+
+func TestWaitStartedSince(t *testing.T) {
+	moment := time.Date(2026, 3, 1, 9, 0, 0, 500e6, time.UTC)
+	running := func(name string, since time.Time) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Name: name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(since)}}}
+	}
+	pod := func(statuses ...corev1.ContainerStatus) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "data", Name: "db-0"}, Status: corev1.PodStatus{ContainerStatuses: statuses}}
+	}
+	for _, tc := range []struct {
+		name string
+		pod  *corev1.Pod
+		want string // what it waits for; "" for nothing
+	}{
+		{"started since", pod(running("db", moment.Add(time.Minute))), ""},
+		{"in the same second, of which Kubernetes keeps no part", pod(running("db", moment.Truncate(time.Second))), ""},
+		{"said to run since before", pod(running("new", moment.Add(time.Second)), running("db", moment.Add(-time.Hour))), "pod data/db-0: container db is said to run since 2026-03-01T08:00:00Z"},
+		{"one that does not come up", pod(corev1.ContainerStatus{Name: "db", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}}), ""},
+		{"one that ended long ago", pod(corev1.ContainerStatus{Name: "db", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{StartedAt: metav1.NewTime(moment.Add(-time.Hour))}}}), ""},
+		{"none yet", pod(), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &Client{Kube: fake.NewClientset(tc.pod), every: time.Second}
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				err := c.WaitStartedSince(ctx, moment, nil)
+				if tc.want == "" {
+					require.NoError(t, err)
+					return
+				}
+				var late *WaitError
+				require.ErrorAs(t, err, &late)
+				assert.Equal(t, []string{tc.want}, late.Missing)
+				// It ends once the kubelet has looked.
+				go func() {
+					time.Sleep(2 * time.Second)
+					_, _ = c.Kube.CoreV1().Pods("data").Update(t.Context(), pod(running("db", moment.Add(time.Hour))), metav1.UpdateOptions{})
+				}()
+				start := time.Now()
+				require.NoError(t, c.WaitStartedSince(t.Context(), moment, nil))
+				assert.Equal(t, 2*time.Second, time.Since(start).Truncate(time.Second))
+			})
+		})
+	}
+}

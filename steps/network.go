@@ -114,13 +114,13 @@ func (m *Migration) undoNetwork(context.Context) ([]runner.Action, error) {
 		Summary: "Put the host's network settings back",
 		Command: command,
 		Run: func(ctx context.Context) (any, error) {
-			h, err := m.Host(ctx)
-			if err != nil {
-				return nil, err
-			}
 			// Versions that noted nothing have only the file to take back.
 			if _, changed := state.ActionState("network", "sysctl"); !changed {
 				return nil, nil
+			}
+			h, err := m.Host(ctx)
+			if err != nil {
+				return nil, err
 			}
 			if err := h.Run(ctx, command); err != nil {
 				return nil, fmt.Errorf("host %s: putting its network settings back: %w", h.Name(), err)

@@ -109,7 +109,7 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 		actions = append(actions, a)
 	}
 	return append(actions, runner.Action{
-		Name: noted, Target: m.onHost(), Alone: true,
+		Name: restored, Target: m.onHost(), Alone: true,
 		Summary: "Note on the host that nothing is uninstalled any longer",
 		Command: "rm -f " + uninstalling,
 		Run: func(ctx context.Context) (any, error) {
@@ -121,6 +121,9 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 		},
 	}), nil
 }
+
+// restored is the undo action that comes when everything is put back.
+const restored = "note"
 
 // replacedDir keeps on the host what a rollback replaced: a directory a rollback.
 const replacedDir = remote.StateDir + "/replaced"

@@ -3,11 +3,9 @@ package steps
 import (
 	"context"
 	"fmt"
-	"path"
 	"slices"
 	"time"
 
-	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/restore"
 	"sunbeam.pt/k3s-dualstack/runner"
 )
@@ -47,7 +45,14 @@ func (*UnbegunError) Error() string {
 type FactsError struct{ File string }
 
 func (e *FactsError) Error() string {
-	return fmt.Sprintf("a run has begun, and its facts are missing: %s; nothing was done: put the file back from where the work directory is kept, or from its copy on the host, %s", e.File, path.Join(remote.StateDir, factsFile))
+	return fmt.Sprintf("a run has begun, and its facts are missing: %s; nothing was done: put the file back from where the work directory is kept, or from its copy on the host, %s", e.File, hostFacts)
+}
+
+func (m *Migration) haveFacts() error {
+	if m.Facts == nil {
+		return &FactsError{File: m.file(factsFile)}
+	}
+	return nil
 }
 
 // Checkpoints lists those to which the run can be rolled back now.
@@ -107,7 +112,7 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 	}
 	if m.Facts == nil {
 		if begun(state) && state.RolledBack != whole {
-			return Unwinding{}, &FactsError{File: m.file(factsFile)}
+			return Unwinding{}, m.haveFacts()
 		}
 		return Unwinding{}, &UnbegunError{}
 	}
@@ -135,7 +140,7 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 // since it was backed up. A rollback that needs a backup set which is not there is
 // an error: it would stop the cluster that runs, and have none to bring back.
 func (m *Migration) Written(ctx context.Context, u *Unwinding) error {
-	if !slices.ContainsFunc(u.Actions, func(a UndoAction) bool { return a.Step == "uninstall" && a.Name != noted }) {
+	if !slices.ContainsFunc(u.Actions, func(a UndoAction) bool { return a.Step == "uninstall" && a.Name != restored }) {
 		return nil
 	}
 	h, err := m.Host(ctx)

@@ -61,6 +61,11 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		r.Bind = m.bind(state.Bind.Extra[hostKey])
 		return r.Run(ctx, until) // which says so
 	}
+	if begun(state) {
+		if err := m.haveFacts(); err != nil {
+			return err
+		}
+	}
 	h, err := m.Host(ctx)
 	if err != nil {
 		return err
@@ -251,11 +256,14 @@ func (m *Migration) Holder() (*runner.Holder, error) {
 	return nil, lock.Release()
 }
 
-// Begun tells whether a run has gone beyond looking: the facts are then those
-// that it began with.
+// Begun tells whether a run has gone beyond looking, and was not taken back: the
+// facts are then those that it began with, and a *FactsError when they are gone.
 func (m *Migration) Begun() (bool, error) {
 	s, err := m.State()
-	return begun(s), err
+	if err != nil || !begun(s) || s.RolledBack == whole {
+		return false, err
+	}
+	return true, m.haveFacts()
 }
 
 func begun(s runner.State) bool {

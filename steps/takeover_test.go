@@ -76,9 +76,22 @@ func (l laptop) migration() *Migration {
 // traces in the place that every host has for it.
 func two(t *testing.T) (ana, bo laptop) {
 	t.Helper()
-	sshtest.Root(t)
 	watchPeriod = 200 * time.Millisecond
 	t.Cleanup(func() { watchPeriod = 10 * time.Second })
+	machineAlone(t)
+	id, err := age.GenerateX25519Identity()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key")
+	require.NoError(t, os.WriteFile(key, []byte(id.String()+"\n"), 0o600))
+	host := sshtest.Start(t)
+	return laptop{host, filepath.Join(dir, "ana"), id.Recipient().String(), key}, laptop{host, filepath.Join(dir, "bo's work"), id.Recipient().String(), key}
+}
+
+// machineAlone has the test's place on this machine to itself, where a host keeps the run's traces.
+func machineAlone(t testing.TB) {
+	t.Helper()
+	sshtest.Root(t)
 	// The place is one for the machine: another process of these tests has its turn first, and
 	// what one left that was killed lies with a work directory among the temporary files.
 	turn := flock.New(filepath.Join(os.TempDir(), "k3s-dualstack-steps-test.lock"))
@@ -94,13 +107,6 @@ func two(t *testing.T) (ana, bo laptop) {
 	}
 	forget()
 	t.Cleanup(forget)
-	id, err := age.GenerateX25519Identity()
-	require.NoError(t, err)
-	dir := t.TempDir()
-	key := filepath.Join(dir, "key")
-	require.NoError(t, os.WriteFile(key, []byte(id.String()+"\n"), 0o600))
-	host := sshtest.Start(t)
-	return laptop{host, filepath.Join(dir, "ana"), id.Recipient().String(), key}, laptop{host, filepath.Join(dir, "bo's work"), id.Recipient().String(), key}
 }
 
 // begin has the laptop begin a run and record, holding the host; it returns the journal, the

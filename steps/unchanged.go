@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/survey"
 	"sunbeam.pt/k3s-dualstack/verify"
 )
@@ -27,10 +28,14 @@ func (m *Migration) compareWithFacts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	checks := append(identityChecks(m.Facts, now), m.workloadsCheck(ctx))
+	c, err := m.rebuilt(ctx)
+	if err != nil {
+		return err
+	}
+	checks := append(identityChecks(m.Facts, now), m.workloadsCheck(ctx, c))
 	// Before the uninstall a rollback needs no backup set; what only that could
 	// tell is then said to be unknown.
-	objects, err := m.objectsCheck(ctx)
+	objects, err := m.objectsCheck(ctx, c)
 	if err != nil {
 		objects = check(sameObjects, "the same objects and ClusterIPs", m.Plan.Metadata.Name, []string{"not compared: " + err.Error()}, "")
 	}
@@ -115,17 +120,13 @@ func identityChecks(was, now *survey.Facts) []verify.Check {
 	}
 }
 
-func (m *Migration) workloadsCheck(ctx context.Context) verify.Check {
-	c, err := m.rebuilt(ctx)
-	if err == nil {
-		t := m.Progress.Wait("Waiting for workloads")
-		defer t.Done()
-		ctx, cancel := context.WithTimeout(ctx, m.Plan.Spec.Verify.Timeout.Duration)
-		defer cancel()
-		err = c.WaitWorkloads(ctx, t)
-	}
+func (m *Migration) workloadsCheck(ctx context.Context, c *cluster.Client) verify.Check {
+	t := m.Progress.Wait("Waiting for workloads")
+	defer t.Done()
+	ctx, cancel := context.WithTimeout(ctx, m.Plan.Spec.Verify.Timeout.Duration)
+	defer cancel()
 	var short []string
-	if err != nil {
+	if err := c.WaitWorkloads(ctx, t); err != nil {
 		short = []string{err.Error()}
 	}
 	return check(verify.Workloads, "workloads run", m.Plan.Metadata.Name, short, "all have their replicas")
@@ -162,16 +163,12 @@ func (k kept) fleeting() bool {
 // objectsCheck compares the objects that the cluster has with those that were
 // exported right before it was stopped: each is there, is the same one, and
 // Services have their addresses.
-func (m *Migration) objectsCheck(ctx context.Context) (verify.Check, error) {
+func (m *Migration) objectsCheck(ctx context.Context, c *cluster.Client) (verify.Check, error) {
 	type is struct {
 		uid string
 		ips string
 	}
 	have := map[string]is{}
-	c, err := m.rebuilt(ctx)
-	if err != nil {
-		return verify.Check{}, err
-	}
 	t := m.Progress.Wait("Comparing objects")
 	defer t.Done()
 	lines := &eachLine{do: func(line []byte) error {
@@ -189,7 +186,7 @@ func (m *Migration) objectsCheck(ctx context.Context) (verify.Check, error) {
 	}
 	n := 0
 	var differ []string
-	err = eachKept(m, objects, func(o kept) error {
+	err := eachKept(m, objects, func(o kept) error {
 		if o.fleeting() {
 			return nil
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -67,7 +68,9 @@ into_host() { %s "$1"; }
 	if h := m.Plan.Server(); h.User == "" && h.SSHConfig != "none" {
 		b.WriteString("# Where your SSH configuration names no user, add -l root.\n")
 	}
-	fmt.Fprintf(&b, "\n# Is the backup set whole?\nmigrate backup verify -f %s\n", remote.Quote(file))
+	if slices.ContainsFunc(u.Actions, func(a steps.UndoAction) bool { return a.Step == "uninstall" }) {
+		fmt.Fprintf(&b, "\n# Is the backup set whole?\nmigrate backup verify -f %s\n", remote.Quote(file))
+	}
 	if len(u.Actions) == 0 {
 		b.WriteString("\n# Nothing was changed since the checkpoint: there is nothing to do.\n")
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/steps"
 )
 
 var update = flag.Bool("update", false, "rewrite what the scripts compare with, and the journals")
@@ -108,6 +109,11 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TZ", "UTC")
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("SSH_AUTH_SOCK", "")
+			facts, err := filepath.Abs("../../steps/testdata")
+			if err != nil {
+				return err
+			}
+			env.Setenv("FACTS", facts)
 			journals, err := filepath.Glob("testdata/*.jsonl")
 			if err != nil {
 				return err
@@ -134,6 +140,7 @@ func TestScripts(t *testing.T) {
 			"lock":    lock,
 			"makeset": makeset,
 			"plain":   plain,
+			"reached": reached,
 			"replace": replace,
 		},
 	})
@@ -181,6 +188,41 @@ func plain(ts *testscript.TestScript, neg bool, args []string) {
 	if control := regexp.MustCompile(`[\x00-\x08\x0b-\x1f\x7f]`).FindString(ts.ReadFile("stdout") + ts.ReadFile("stderr")); control != "" {
 		ts.Fatalf("control character %q in the output", control)
 	}
+}
+
+// reached makes a run's journal in which the steps up to one are complete, and then
+// what else is told, as EVENT/STEP/ACTION, happened: reached DIR STEP [RECORD…]. Beside it are
+// the facts of the run.
+func reached(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: reached DIR STEP [EVENT/STEP/ACTION…]")
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.RemoveAll(dir))
+	j, err := runner.OpenJournal(filepath.Join(dir, "journal.jsonl"))
+	ts.Check(err)
+	defer j.Close()
+	records := []runner.Record{{Event: runner.Begin, Data: []byte(`{"plan":"shop"}`)}}
+	for _, name := range steps.Names() {
+		event := runner.StepComplete
+		if name == "protect" || name == "seal" || name == "verify" {
+			event = runner.StepCheckpoint
+		}
+		records = append(records, runner.Record{Event: event, Step: name})
+		if name == args[1] {
+			break
+		}
+	}
+	for _, more := range args[2:] {
+		words := append(strings.SplitN(more, "/", 3), "", "")
+		records = append(records, runner.Record{Event: runner.Event(words[0]), Step: words[1], Action: words[2], Took: 1500 * time.Millisecond})
+	}
+	for _, r := range records {
+		ts.Check(j.Append(r))
+	}
+	facts, err := os.ReadFile(filepath.Join(ts.Getenv("FACTS"), "facts.json"))
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, "facts.json"), facts, 0o600))
 }
 
 // replace changes all occurrences of a text in a file: replace FILE OLD NEW.
