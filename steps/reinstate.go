@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/hashicorp/go-multierror"
+
 	"sunbeam.pt/k3s-dualstack/backup"
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/restore"
@@ -36,6 +38,11 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 	const untar = "tar -C / -xpf - --acls --xattrs '--xattrs-include=*' --numeric-owner"
 
 	actions := []runner.Action{{
+		Name: "prove again", Target: m.onLaptop(), Like: "seal/prove", Alone: true,
+		Summary: "Prove what is to be put back, before anything is stopped or moved",
+		Command: "migrate backup verify -f " + remote.Quote(m.Plan.Path()),
+		Run:     m.ifUninstalled(m.proveAgain),
+	}, {
 		Name: "stop again", Target: m.onHost(), Like: "quiesce/stop", Alone: true,
 		Summary: "Stop K3s, whichever is there, and its containers",
 		Command: fmt.Sprintf("systemctl disable --now %s; [ ! -x %[2]s ] || %[2]s", remote.Quote(in.UnitName()), remote.Quote(in.Killall)),
@@ -204,6 +211,16 @@ func (m *Migration) haveSet() error {
 // onceUninstalled does something only where the uninstall may have deleted, and
 // while nothing of K3s runs: a person may have started it since the action before.
 func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *backup.Set) (any, error)) func(context.Context) (any, error) {
+	return m.ifUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+		if err := m.stopAgain(ctx, h); err != nil {
+			return nil, err
+		}
+		return do(ctx, h, set)
+	})
+}
+
+// ifUninstalled does something only where the uninstall may have deleted.
+func (m *Migration) ifUninstalled(do func(context.Context, *remote.Host, *backup.Set) (any, error)) func(context.Context) (any, error) {
 	return func(ctx context.Context) (any, error) {
 		h, err := m.Host(ctx)
 		if err != nil {
@@ -220,15 +237,51 @@ func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *back
 		if !deleted {
 			return map[string]string{"skipped": "the uninstall never began on the host"}, nil
 		}
-		if err := m.stopAgain(ctx, h); err != nil {
-			return nil, err
-		}
 		set, err := m.Set()
 		if err != nil {
 			return nil, err
 		}
 		return do(ctx, h, set)
 	}
+}
+
+// proveAgain opens every artifact that the way back needs: months may have passed
+// since it was proven, and what runs on the host may be all that there is.
+func (m *Migration) proveAgain(ctx context.Context, _ *remote.Host, set *backup.Set) (any, error) {
+	names := []string{k3sFiles, k3sState, k3sDatabase}
+	if set.HasWAL(k3sDatabase) {
+		names = append(names, backup.WALName(k3sDatabase))
+	}
+	if len(m.Facts.Host.Strays) > 0 {
+		names = append(names, strays)
+	}
+	for _, v := range m.Facts.Cluster.Volumes {
+		if v.Copied() && !m.KeepPresent {
+			names = append(names, v.Ref().Artifacts()...)
+		}
+	}
+	var wrong error
+	var needed []backup.Artifact
+	for _, name := range names {
+		if a, ok := set.Artifact(name); ok {
+			needed = append(needed, a)
+		} else {
+			wrong = multierror.Append(wrong, &backup.NotFoundError{Dir: set.Dir(), Name: name})
+		}
+	}
+	checked, err := set.Check(ctx, needed, m.Progress)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range checked {
+		if c.Err != nil {
+			wrong = multierror.Append(wrong, c.Err)
+		}
+	}
+	if wrong != nil {
+		return nil, fmt.Errorf("%w\nK3s and its volumes are left as they are; put back an undamaged copy of what is named, then roll back again", wrong)
+	}
+	return map[string]int{"artifacts": len(needed)}, nil
 }
 
 // stopAgain stops what runs of K3s, old or new, once the jobs of the run have ended.

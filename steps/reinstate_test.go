@@ -2,6 +2,7 @@ package steps
 
 import (
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
+	"sunbeam.pt/k3s-dualstack/backup"
 	"sunbeam.pt/k3s-dualstack/internal/sshtest"
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/progress"
@@ -55,7 +57,7 @@ func TestUndoOfAnUninstallThatNeverBegan(t *testing.T) {
 			t.Errorf("%s: %v", a.Name, data)
 		}
 	}
-	if n != 9 || m.set != nil || m.hasSet() {
+	if n != 10 || m.set != nil || m.hasSet() {
 		t.Errorf("%d actions; a backup set was opened %t, begun %t", n, m.set != nil, m.hasSet())
 	}
 }
@@ -262,4 +264,37 @@ func TestUndoNetworkGoesByTheJournal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What cannot be put back is told before anything is stopped or moved.
+func TestProveAgain(t *testing.T) {
+	m := atHome(t)
+	m.Facts.Host.Strays = nil
+	m.KeepPresent = true // volumes are left as they are, and their artifacts not asked for
+	set, err := m.Set()
+	require.NoError(t, err)
+	_, err = m.proveAgain(t.Context(), nil, set)
+	for _, want := range []string{k3sFiles, k3sState, k3sDatabase, "left as they are"} {
+		require.ErrorContains(t, err, want)
+	}
+	require.NotContains(t, err.Error(), "volumes/")
+	for _, name := range []string{k3sFiles, k3sState, k3sDatabase} {
+		require.NoError(t, m.create(name, backup.KindFile, func(w io.Writer) error {
+			_, err := io.WriteString(w, "contents of "+name)
+			return err
+		}))
+	}
+	_, err = m.proveAgain(t.Context(), nil, set)
+	require.NoError(t, err)
+	a, _ := set.Artifact(k3sState)
+	file := filepath.Join(m.SetDir(), a.File)
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	data[len(data)/2] ^= 1
+	require.NoError(t, os.WriteFile(file, data, 0o600))
+	_, err = m.proveAgain(t.Context(), nil, set)
+	require.ErrorContains(t, err, "artifact k3s-state")
+	m.KeepPresent = false
+	_, err = m.proveAgain(t.Context(), nil, set)
+	require.ErrorContains(t, err, "volumes/pvc-1/full")
 }

@@ -94,6 +94,7 @@ func TestUndo(t *testing.T) {
 // the reason why doing them again does no harm.
 var undoRepeatable = map[string]string{
 	"network/sysctl back":      "sets the same values",
+	"uninstall/prove again":    "reads",
 	"uninstall/stop again":     "stopping what is stopped does nothing",
 	"uninstall/set aside":      "moves what is there, and overwrites nothing",
 	"uninstall/files back":     "writes the same files",

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -40,12 +39,12 @@ hand, with the backup set alone. The host is not contacted.`),
 		if err != nil {
 			return rollbackError(err)
 		}
-		return printRunbook(c.OutOrStdout(), m, u, *file)
+		return printRunbook(c.OutOrStdout(), m, u)
 	}
 	return c
 }
 
-func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding, file string) error {
+func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `#!/usr/bin/env bash
 # The remaining work of a rollback of plan %s to checkpoint %s, by hand.
@@ -67,9 +66,6 @@ into_host() { %s "$1"; }
 `, comment(m.Plan.Metadata.Name), comment(u.To), comment(u.Host), comment(m.Facts.K3s.Version), comment(m.Facts.Host.MachineID), comment(m.SetDir()), m.SSH())
 	if h := m.Plan.Server(); h.User == "" && h.SSHConfig != "none" {
 		b.WriteString("# Where your SSH configuration names no user, add -l root.\n")
-	}
-	if slices.ContainsFunc(u.Actions, func(a steps.UndoAction) bool { return a.Step == "uninstall" }) {
-		fmt.Fprintf(&b, "\n# Is the backup set whole?\nmigrate backup verify -f %s\n", remote.Quote(file))
 	}
 	if len(u.Actions) == 0 {
 		b.WriteString("\n# Nothing was changed since the checkpoint: there is nothing to do.\n")
