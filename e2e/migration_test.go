@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
 )
 
 // fingerprint describes every entry of the volumes' directories from outside the
@@ -132,6 +133,47 @@ func TestMigration(t *testing.T) {
 		require.Zero(t, r.code, "%s", r)
 		assert.Equal(t, "active", l.on(t, "systemctl is-active k3s"))
 		assert.Contains(t, migrate(t, "status", "-f", file).stdout, "protect")
+	})
+
+	t.Run("a run goes on with what it began with alone", func(t *testing.T) {
+		before := l.on(t, "systemctl show -p InvocationID --value k3s")
+		refused := func(wants ...string) {
+			t.Helper()
+			r := migrate(t, "run", "-f", file, "--yes")
+			assert.Equal(t, 1, r.code, "%s", r)
+			for _, want := range wants {
+				assert.Contains(t, r.stderr, want)
+			}
+			assert.Equal(t, before, l.on(t, "systemctl show -p InvocationID --value k3s"), "K3s runs as before")
+		}
+
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		var p object
+		require.NoError(t, yaml.Unmarshal(text, &p))
+		p["spec"].(object)["network"] = object{"serviceCIDR": []string{"10.43.0.0/16", "fd99::/108"}}
+		other, err := yaml.Marshal(p)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(file, other, 0o600))
+		refused("spec.network", "fd43::/108", "fd99::/108", "nothing was done")
+		require.NoError(t, os.WriteFile(file, text, 0o600))
+
+		volume := filepath.Join(t.TempDir(), "pv.yaml")
+		require.NoError(t, os.WriteFile(volume, []byte(`{"apiVersion":"v1","kind":"PersistentVolume","metadata":{"name":"late"},
+"spec":{"capacity":{"storage":"1Mi"},"accessModes":["ReadWriteOnce"],"hostPath":{"path":"/srv/late"}}}`), 0o600))
+		l.on(t, "mkdir /srv/late")
+		l.kubectl(t, "create", "-f", volume)
+		refused("volume late", "at /srv/late", "is new")
+		l.kubectl(t, "delete", "pv", "late")
+		l.on(t, "rmdir /srv/late")
+
+		id := l.on(t, "cat /etc/machine-id")
+		l.on(t, "echo 0123456789abcdef0123456789abcdef >/etc/machine-id")
+		refused("machine-id", id, "0123456789abcdef0123456789abcdef")
+		l.on(t, "echo "+id+" >/etc/machine-id")
+
+		r := migrate(t, "run", "-f", file, "--until", "gate")
+		assert.Zero(t, r.code, "all is as it was: %s", r)
 	})
 
 	t.Run("nobody at the gate declines", func(t *testing.T) {
