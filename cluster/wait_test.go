@@ -263,7 +263,7 @@ func TestWaitStartedSince(t *testing.T) {
 				assert.Equal(t, []string{tc.want}, late.Missing)
 				// It ends once the kubelet has looked.
 				go func() {
-					time.Sleep(2 * time.Second)
+					time.Sleep(1500 * time.Millisecond) // between two looks
 					_, _ = c.Kube.CoreV1().Pods("data").Update(t.Context(), pod(running("db", moment.Add(time.Hour))), metav1.UpdateOptions{})
 				}()
 				start := time.Now()
