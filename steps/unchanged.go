@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"sunbeam.pt/k3s-dualstack/cluster"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"sunbeam.pt/k3s-dualstack/survey"
 	"sunbeam.pt/k3s-dualstack/verify"
 )
@@ -153,8 +155,12 @@ func (k kept) name() string {
 
 // fleeting objects come and go in a cluster that nobody touches.
 func (k kept) fleeting() bool {
-	switch k.Kind {
-	case "Event", "Lease", "Pod", "Endpoints", "EndpointSlice":
+	group, _, named := strings.Cut(k.APIVersion, "/")
+	if !named {
+		group = ""
+	}
+	switch (schema.GroupKind{Group: group, Kind: k.Kind}).String() {
+	case "Pod", "Event", "Endpoints", "Event.events.k8s.io", "Lease.coordination.k8s.io", "EndpointSlice.discovery.k8s.io":
 		return true
 	}
 	return len(k.Metadata.OwnerReferences) > 0

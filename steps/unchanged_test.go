@@ -121,7 +121,9 @@ func TestEachLine(t *testing.T) {
 
 func TestFleeting(t *testing.T) {
 	for object, want := range map[string]bool{
-		`{"kind":"Pod"}`: true, `{"kind":"Event"}`: true, `{"kind":"Lease"}`: true, `{"kind":"Endpoints"}`: true, `{"kind":"EndpointSlice"}`: true,
+		`{"apiVersion":"v1","kind":"Pod"}`: true, `{"apiVersion":"v1","kind":"Event"}`: true, `{"apiVersion":"v1","kind":"Endpoints"}`: true,
+		`{"apiVersion":"events.k8s.io/v1","kind":"Event"}`: true, `{"apiVersion":"coordination.k8s.io/v1","kind":"Lease"}`: true, `{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice"}`: true,
+		`{"apiVersion":"rent.example.org/v1","kind":"Lease"}`: false, `{"apiVersion":"fair.example.org/v1","kind":"Event"}`: false,
 		`{"kind":"ReplicaSet","metadata":{"ownerReferences":[{"kind":"Deployment"}]}}`: true,
 		`{"kind":"ReplicaSet","metadata":{"ownerReferences":[]}}`:                      false,
 		`{"kind":"Service"}`: false, `{"kind":"Secret"}`: false, `{"kind":"Node"}`: false, `{"kind":"PersistentVolumeClaim"}`: false,
