@@ -9,9 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"sunbeam.pt/k3s-dualstack/cluster"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/survey"
 	"sunbeam.pt/k3s-dualstack/verify"
 )
