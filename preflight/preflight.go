@@ -266,7 +266,7 @@ func volumes(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	}
 	for _, stray := range f.Host.Strays {
 		out = append(out, Finding{ID: "volumes.stray", Severity: Warning,
-			Detail: fmt.Sprintf("%s lies in the volumes' storage and belongs to no PersistentVolume: the uninstall deletes it; the backup set keeps it and it is not put back", stray),
+			Detail: fmt.Sprintf("%s lies in the volumes' storage and belongs to no PersistentVolume: the uninstall deletes it, and it is put back from the backup set", stray),
 			Remedy: "remove it beforehand if nobody needs it"})
 	}
 	return out

@@ -23,7 +23,7 @@ func (m *Migration) finish(context.Context) ([]runner.Action, error) {
 			// When each volume was restored is kept: a later verification tells by
 			// it what workloads wrote since.
 			return nil, h.Run(ctx, fmt.Sprintf("find %s/volumes -type f ! -name restored -delete 2>/dev/null; rm -rf %s",
-				remote.StateDir, remote.Quote(hostInstallScript, uninstalling)))
+				remote.StateDir, remote.Quote(hostInstallScript)))
 		},
 	}}, nil
 }

@@ -87,7 +87,11 @@ func New(plan *plans.Plan, p *progress.Reporter, output io.Writer) (*Migration, 
 		return nil, fmt.Errorf("reading the facts of the run: %w", err)
 	}
 	m.Facts = &survey.Facts{}
-	if err := json.Unmarshal(data, m.Facts); err != nil {
+	err = json.Unmarshal(data, m.Facts)
+	if err == nil && m.Facts.K3s == nil {
+		err = errors.New("it does not hold facts")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading the facts of the run in %s: %w: the run cannot be continued without them; restore the file from where the work directory is kept", m.file(factsFile), err)
 	}
 	return m, nil

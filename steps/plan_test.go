@@ -236,6 +236,7 @@ var repeatable = map[string]string{
 	"install/files":      "writes the same files",
 	"install/identity":   "writes the same files, before the first start",
 	"install/install":    "the install script is made to be repeated; a job that runs is attached to",
+	"volumes/strays":     "writes the same files",
 	"start/start":        "starting what runs does nothing",
 	"start/node":         "waits",
 	"secrets/apply":      "objects that are equal are left alone",

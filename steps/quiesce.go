@@ -147,9 +147,15 @@ func (m *Migration) waitPodsAgain(ctx context.Context) (any, error) {
 // settle waits until a job on the host that an earlier process may have left
 // running has ended, however it ended, and forgets it.
 func (m *Migration) settle(ctx context.Context, h *remote.Host, job string) error {
-	t := m.Progress.Wait("Waiting for the end of job " + job)
-	defer t.Done()
-	err := h.WaitJob(ctx, job, io.Discard)
+	// Most often there is none, and nothing to be said about it.
+	soon, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	err := h.WaitJob(soon, job, io.Discard)
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		t := m.Progress.Wait("Waiting for the end of job " + job)
+		defer t.Done()
+		err = h.WaitJob(ctx, job, io.Discard)
+	}
 	var exit *remote.ExitError
 	switch {
 	case errors.Is(err, remote.ErrNoJob):

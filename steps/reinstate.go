@@ -26,6 +26,14 @@ import (
 // can be printed when the host is gone.
 func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
+	state, err := m.State()
+	if err != nil {
+		return nil, err
+	}
+	_, looked := state.ActionState("uninstall", "look")
+	if _, begun := state.ActionState("uninstall", "uninstall"); looked && !begun {
+		return nil, nil // it stopped at the last look
+	}
 	stamp, err := m.stamp()
 	if err != nil {
 		return nil, err
@@ -78,9 +86,13 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 		Summary: "Put back K3s's datastore: the cluster with all its objects",
 		Command: m.datastoreCommand(extract),
 		Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
+			// There is one when this is repeated; K3s, started by hand meanwhile, may
+			// have served from it.
 			dir := remote.Quote(path.Dir(in.Database()))
-			if err := h.Run(ctx, "mkdir -p -m 700 "+dir); err != nil {
-				return nil, fmt.Errorf("host %s: making %s: %w", h.Name(), dir, err)
+			script := fmt.Sprintf(`mkdir -p -m 700 %[1]s && for f in %[2]s; do [ ! -e "$f" ] || { mkdir -p -m 700 %[3]s && mv --backup=numbered "$f" %[3]s/ || exit; }; done`,
+				dir, remote.Quote(in.Database(), in.Database()+"-wal", in.Database()+"-shm"), remote.Quote(path.Join(aside, "db")))
+			if err := h.Run(ctx, script); err != nil {
+				return nil, fmt.Errorf("host %s: setting aside the datastore in %s: %w", h.Name(), dir, err)
 			}
 			return nil, restore.Datastore(ctx, h, set, k3sDatabase, in.Database(), m.Progress)
 		}),
@@ -175,19 +187,25 @@ func (m *Migration) deleted(ctx context.Context, h *remote.Host, state runner.St
 	return m.uninstallBegun(ctx, h)
 }
 
-// haveSet refuses a backup set without the files that undoUninstall puts back. Their
-// contents were proven before the uninstall, and are checked as they are read.
-func (m *Migration) haveSet() error {
+// putBack lists the artifacts that undoUninstall puts back.
+func (m *Migration) putBack() []string {
 	needed := []string{k3sFiles, k3sState, k3sDatabase}
 	if len(m.Facts.Host.Strays) > 0 {
 		needed = append(needed, strays)
 	}
 	for _, v := range m.Facts.Cluster.Volumes {
 		if v.Copied() && !m.KeepPresent {
-			needed = append(needed, v.Ref().Full())
+			needed = append(needed, backup.ListName(v.Ref().Full()))
 			needed = append(needed, v.Ref().Artifacts()...)
 		}
 	}
+	return needed
+}
+
+// haveSet refuses a backup set without the files of what is put back; their
+// contents are for proveAgain.
+func (m *Migration) haveSet() error {
+	needed := m.putBack()
 	if m.hasSet() {
 		set, err := m.Set()
 		if err != nil {
@@ -248,17 +266,9 @@ func (m *Migration) ifUninstalled(do func(context.Context, *remote.Host, *backup
 // proveAgain opens every artifact that the way back needs: months may have passed
 // since it was proven, and what runs on the host may be all that there is.
 func (m *Migration) proveAgain(ctx context.Context, _ *remote.Host, set *backup.Set) (any, error) {
-	names := []string{k3sFiles, k3sState, k3sDatabase}
+	names := m.putBack()
 	if set.HasWAL(k3sDatabase) {
 		names = append(names, backup.WALName(k3sDatabase))
-	}
-	if len(m.Facts.Host.Strays) > 0 {
-		names = append(names, strays)
-	}
-	for _, v := range m.Facts.Cluster.Volumes {
-		if v.Copied() && !m.KeepPresent {
-			names = append(names, v.Ref().Artifacts()...)
-		}
 	}
 	var wrong error
 	var needed []backup.Artifact

@@ -298,3 +298,50 @@ func TestProveAgain(t *testing.T) {
 	_, err = m.proveAgain(t.Context(), nil, set)
 	require.ErrorContains(t, err, "volumes/pvc-1/full")
 }
+
+// An older set of the same cluster has artifacts of the same names: only the one that
+// was proven right before the uninstall is restored from.
+func TestSameSet(t *testing.T) {
+	m := onSSH(t)
+	h, err := m.Host(t.Context())
+	require.NoError(t, err)
+	keep := func(text string) {
+		require.NoError(t, m.create(k3sState, backup.KindFile, func(w io.Writer) error {
+			_, err := io.WriteString(w, text)
+			return err
+		}))
+	}
+	keep("proven")
+	set, err := m.Set()
+	require.NoError(t, err)
+	note := func(text string) { require.NoError(t, h.WriteFile(t.Context(), uninstalling, []byte(text), 0o600)) }
+	t.Cleanup(func() { os.Remove(uninstalling) })
+
+	require.NoError(t, m.sameSet(t.Context()), "nothing was uninstalled")
+	note(m.Facts.Digest())
+	require.NoError(t, m.sameSet(t.Context()), "as earlier versions noted it")
+	note(m.Facts.Digest() + "\n" + m.setDigest(set))
+	require.NoError(t, m.sameSet(t.Context()))
+	keep("another")
+	var wrong *WrongSetError
+	require.ErrorAs(t, m.sameSet(t.Context()), &wrong)
+	require.ErrorContains(t, wrong, m.SetDir())
+	require.NoError(t, os.RemoveAll(m.SetDir()))
+	require.ErrorAs(t, m.sameSet(t.Context()), &wrong, "no set at all")
+	note("other facts\n" + m.setDigest(set))
+	require.NoError(t, m.sameSet(t.Context()), "another run's uninstall")
+}
+
+// A run that stopped at the last look has uninstalled nothing, and the preview of
+// its rollback says so.
+func TestUndoAfterTheLastLook(t *testing.T) {
+	m := atHome(t)
+	reached(t, m, "seal", intent("uninstall", "look"))
+	actions, err := m.undoUninstall(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, actions)
+	reached(t, m, "", intent("uninstall", "uninstall"))
+	actions, err = m.undoUninstall(t.Context())
+	require.NoError(t, err)
+	require.NotEmpty(t, actions)
+}

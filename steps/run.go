@@ -164,6 +164,9 @@ func (m *Migration) unmoved(ctx context.Context, before runner.State) error {
 	if err := m.sameMachine(ctx); err != nil {
 		return err
 	}
+	if err := m.sameSet(ctx); err != nil {
+		return err
+	}
 	if _, stopped := before.ActionState("quiesce", "stop"); stopped {
 		return nil // there is nobody to ask, and nothing new can have come
 	}

@@ -2,6 +2,8 @@ package steps
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,7 +53,11 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 						return nil, err
 					}
 				}
-				if err := h.WriteFile(ctx, uninstalling, []byte(m.Facts.Digest()), 0o600); err != nil {
+				set, err := m.Set()
+				if err != nil {
+					return nil, err
+				}
+				if err := h.WriteFile(ctx, uninstalling, []byte(m.Facts.Digest()+"\n"+m.setDigest(set)), 0o600); err != nil {
 					return nil, fmt.Errorf("host %s: noting that the uninstall begins: %w", h.Name(), err)
 				}
 			}
@@ -90,17 +96,66 @@ func (m *Migration) putScripts(ctx context.Context, h *remote.Host) error {
 	return nil
 }
 
-// uninstalling lies on the host from before the uninstall's first deletion, and
-// names by their digest the facts of the run that did it.
+// uninstalling lies on the host from before the uninstall's first deletion until a
+// rollback has undone it. It names by their digests the facts of the run that did
+// it, and on a second line the backup set that was proven right before.
 const uninstalling = remote.StateDir + "/uninstalling"
 
-// uninstallBegun tells whether this run's uninstall may have deleted something.
-func (m *Migration) uninstallBegun(ctx context.Context, h *remote.Host) (bool, error) {
-	begun, err := h.ReadFile(ctx, uninstalling)
+// uninstallNote reads it; begun tells whether this run's uninstall may have deleted
+// something.
+func (m *Migration) uninstallNote(ctx context.Context, h *remote.Host) (begun bool, set string, err error) {
+	note, err := h.ReadFile(ctx, uninstalling)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return false, "", nil
 	}
-	return string(begun) == m.Facts.Digest(), err
+	facts, set, _ := strings.Cut(string(note), "\n")
+	return facts == m.Facts.Digest(), set, err
+}
+
+func (m *Migration) uninstallBegun(ctx context.Context, h *remote.Host) (bool, error) {
+	begun, _, err := m.uninstallNote(ctx, h)
+	return begun, err
+}
+
+// setDigest identifies the backup set by what the uninstall endangers.
+func (m *Migration) setDigest(set *backup.Set) string {
+	sum := sha256.New()
+	for _, name := range append(m.artifacts(), backup.WALName(k3sDatabase)) {
+		a, _ := set.Artifact(name)
+		fmt.Fprintf(sum, "%s %s\n", name, a.SHA256)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// WrongSetError says that the work directory has another backup set than the one
+// that was proven before the uninstall: an older one, of another laptop's run.
+type WrongSetError struct{ Dir string }
+
+func (e *WrongSetError) Error() string {
+	return fmt.Sprintf("the backup set %s is not the one that was proven right before the uninstall: its contents are of another time, and what was written since would be lost; nothing was done: put the right one there, from the laptop whose run uninstalled K3s", e.Dir)
+}
+
+// sameSet keeps a run and a rollback from bringing back another set's contents. It
+// is asked before anything is done.
+func (m *Migration) sameSet(ctx context.Context) error {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	begun, proven, err := m.uninstallNote(ctx, h)
+	if err != nil || !begun || proven == "" {
+		return err
+	}
+	if m.hasSet() {
+		set, err := m.Set()
+		if err != nil {
+			return err
+		}
+		if m.setDigest(set) == proven {
+			return nil
+		}
+	}
+	return &WrongSetError{Dir: m.SetDir()}
 }
 
 // lastLook is taken right before the uninstall, whatever was proven how long

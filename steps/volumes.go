@@ -34,6 +34,20 @@ func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
 			},
 		})
 	}
+	if found := m.Facts.Host.Strays; len(found) > 0 {
+		actions = append(actions, runner.Action{
+			Name: strays, Target: m.onHost(),
+			Summary: fmt.Sprintf("Put back what lay in the storage and belongs to no volume (%d)", len(found)),
+			Command: "tar -C / -xpf - " + remote.Quote(found...),
+			Run: func(ctx context.Context) (any, error) {
+				h, set, err := m.hostAndSet(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return nil, restore.Tree(ctx, h, set, strays, m.Progress, restore.Everything)
+			},
+		})
+	}
 	return actions, nil
 }
 

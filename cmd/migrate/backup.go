@@ -151,7 +151,7 @@ is told as stray and does no harm: an interrupted backup left it.
 
 The exit status is 1 when an artifact is missing or wrong.`),
 		Example: `  migrate backup verify -f plan.yaml
-  migrate backup verify -f plan.yaml k3s/state.db tls-secrets
+  migrate backup verify -f plan.yaml k3s-database tls-secrets
   migrate backup verify --dir /mnt/copy --identity ~/.ssh/id_ed25519
   migrate backup verify -f plan.yaml -o json | jq '.artifacts[] | select(.ok | not)'`,
 		Args: cobra.ArbitraryArgs,
@@ -258,7 +258,7 @@ volumes/PV stands for the whole volume as it was when K3s was stopped: one tar
 archive of the full pass and what changed after it, with owners, times, links,
 holes, ACLs and extended attributes. GNU tar brings back exactly the volume.`),
 		Example: `  migrate backup extract -f plan.yaml tls-secrets | jq .metadata.name
-  migrate backup extract -f plan.yaml k3s/state.db --to state.db
+  migrate backup extract -f plan.yaml k3s-database --to state.db
   migrate backup extract -f plan.yaml volumes/pv-1 --to pv-1.tar
   migrate backup extract --dir /mnt/copy --identity ~/.ssh/id_ed25519 volumes/pv-1 |
     ssh host "tar -C /srv/pv-1 -xpf - --acls --xattrs --xattrs-include='*' --numeric-owner"`,
