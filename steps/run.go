@@ -339,7 +339,7 @@ func (m *Migration) lockHost(ctx context.Context, h *remote.Host) (me []byte, er
 	if me, err = json.Marshal(self); err != nil {
 		return nil, err
 	}
-	script := inTurn + fmt.Sprintf("[ -e %[1]s ] || { cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s; } && cat %[1]s", hostLock)
+	script := inTurn(me) + fmt.Sprintf("[ -e %[1]s ] || { cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s; } && cat %[1]s", hostLock)
 	var out bytes.Buffer
 	if err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(me)), remote.Stdout(&out)); err != nil {
 		return nil, fmt.Errorf("host %s: taking the lock %s: %w", h.Name(), hostLock, err)
@@ -371,14 +371,15 @@ func (m *Migration) asHolder(ctx context.Context, h *remote.Host, me, input []by
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
 	defer cancel()
 	var out bytes.Buffer
-	script = inTurn + fmt.Sprintf(`IFS= read -r me
+	input = slices.Concat(me, []byte("\n"), input)
+	script = inTurn(input) + fmt.Sprintf(`IFS= read -r me
 if [ "$(cat %[1]s 2>/dev/null)" != "$me" ]; then
 	if [ -e %[1]s ]; then echo $(($(date +%%s) - $(stat -c %%Y %[1]s))); cat %[1]s; fi
 	exit %[2]d
 fi
 %[3]s
 `, hostLock, notMine, script)
-	err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(slices.Concat(me, []byte("\n"), input))), remote.Stdout(&out))
+	err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(input)), remote.Stdout(&out))
 	if !exited(err, notMine) {
 		return err
 	}

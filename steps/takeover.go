@@ -38,8 +38,18 @@ const (
 )
 
 // inTurn stands before a script that reads or changes what the host keeps of the
-// run, and has it wait for others.
-const inTurn = "umask 077; mkdir -p -m 0700 " + remote.StateDir + " && exec 9<" + remote.StateDir + " && flock 9 || exit 1\n"
+// run, and has it wait for others. The script's input is taken before its turn
+// comes, and only when all of it came: one whose line was cut may wait for the rest
+// for as long as its TCP connection lives, or find an end that is none.
+func inTurn(input []byte) string {
+	return fmt.Sprintf(`umask 077; mkdir -p -m 0700 %[1]s && in=$(mktemp %[1]s/.in.XXXXXX) && trap 'rm -f "$in"' EXIT && cat >"$in" || exit 1
+[ "$(wc -c <"$in")" -eq %[2]d ] || { echo "the input was cut off" >&2; exit 1; }
+exec <"$in" 9<%[1]s && flock -w %[3]d 9 || { echo "others have their turn for too long" >&2; exit 1; }
+`, remote.StateDir, len(input), int(turnDeadline.Seconds()))
+}
+
+// turnDeadline bounds the wait for others, who are at it for an instant only.
+const turnDeadline = 30 * time.Second
 
 // Exit statuses of scripts.
 const (
@@ -223,12 +233,13 @@ func (m *Migration) replaceHolder(ctx context.Context, me hostHolder, found *tra
 	if err != nil {
 		return err
 	}
-	err = h.Run(ctx, inTurn+fmt.Sprintf(`IFS= read -r me; IFS= read -r seen
+	input := slices.Concat(line, []byte("\n"), found.lock, []byte("\n"))
+	err = h.Run(ctx, inTurn(input)+fmt.Sprintf(`IFS= read -r me; IFS= read -r seen
 [ "$(cat %[1]s 2>/dev/null)" = "$seen" ] || exit %[3]d
 printf '%%s\n' "$me" >%[1]s.new && sync %[1]s.new || exit 1
 [ -z "$seen" ] || cp -p %[1]s %[2]s || exit 1
 mv %[1]s.new %[1]s && sync %[4]s`, hostLock, lastHolder, notMine, remote.StateDir),
-		remote.Stdin(bytes.NewReader(slices.Concat(line, []byte("\n"), found.lock, []byte("\n")))))
+		remote.Stdin(bytes.NewReader(input)))
 	switch {
 	case exited(err, notMine):
 		return fmt.Errorf("host %s: the lock %s has changed hands since you were asked; nothing was taken over: repeat the command to see by whom", h.Name(), hostLock)
@@ -321,7 +332,7 @@ func (m *Migration) drop(ctx context.Context, found *traces) error {
 			return fmt.Errorf("laptop: beginning anew: %w", err)
 		}
 	}
-	if err := h.Run(ctx, inTurn+"rm -f "+hostJournal+" "+hostFacts); err != nil {
+	if err := h.Run(ctx, inTurn(nil)+"rm -f "+hostJournal+" "+hostFacts); err != nil {
 		return fmt.Errorf("host %s: beginning anew: %w", h.Name(), err)
 	}
 	return nil
@@ -434,14 +445,19 @@ func (m *Migration) look(ctx context.Context) (*traces, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	// Of each file a line with name, age in seconds and size, then its contents.
+	// Of each file a line with name, age in seconds and size, then its contents;
+	// copies are sent, since a line that was cut would keep others from their turn.
 	err = h.Run(ctx, fmt.Sprintf(`cat /etc/machine-id || exit 1
 cd %s 2>/dev/null || exit 0
-exec 9<. && flock 9 || exit 1
+exec 9<. && flock -w %d 9 || { echo "others have their turn for too long" >&2; exit 1; }
+umask 077; copies=$(mktemp -d) && trap 'rm -rf "$copies"' EXIT || exit 1
+for f in %[3]s; do if [ -f "$f" ]; then cp -p "$f" "$copies" || exit 1; fi; done
+exec 9<&-
+cd "$copies" || exit 1
 now=$(date +%%s)
-for f in %s; do
+for f in %[3]s; do
 	if [ -f "$f" ]; then echo "$f $((now - $(stat -c %%Y "$f"))) $(wc -c <"$f")" && cat "$f" || exit 1; fi
-done`, remote.StateDir, remote.Quote(path.Base(hostLock), path.Base(lastHolder), path.Base(hostJournal), path.Base(hostFacts))), remote.Stdout(&out))
+done`, remote.StateDir, int(turnDeadline.Seconds()), remote.Quote(path.Base(hostLock), path.Base(lastHolder), path.Base(hostJournal), path.Base(hostFacts))), remote.Stdout(&out))
 	if err != nil {
 		return nil, fmt.Errorf("host %s: looking what %s keeps of a run: %w", h.Name(), remote.StateDir, err)
 	}
@@ -543,7 +559,7 @@ func (m *Migration) mirrorFacts(ctx context.Context, facts *survey.Facts) error 
 	if err != nil {
 		return err
 	}
-	if err := h.Run(ctx, inTurn+fmt.Sprintf("cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s", hostFacts), remote.Stdin(bytes.NewReader(data))); err != nil {
+	if err := h.Run(ctx, inTurn(data)+fmt.Sprintf("cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s", hostFacts), remote.Stdin(bytes.NewReader(data))); err != nil {
 		return fmt.Errorf("host %s: keeping the facts of the run in %s: %w", h.Name(), hostFacts, err)
 	}
 	return nil
