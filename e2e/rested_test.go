@@ -28,7 +28,7 @@ func TestRestedBeforeTheUninstall(t *testing.T) {
 		r := migrate(t, "run", "-f", file, "--yes")
 		assert.Equal(t, 1, r.code, "%s", r)
 		assert.Contains(t, r.stderr, want)
-		assert.Contains(t, r.stderr, "systemctl enable --now k3s", "how to go back")
+		assert.Contains(t, r.stderr, "migrate rollback -f", "how to go back")
 		assert.Equal(t, "yes", l.on(t, "[ -x /usr/local/bin/k3s ] && [ -d /var/lib/rancher/k3s/storage ] && echo yes"))
 	}
 	t.Run("an artifact is missing", func(t *testing.T) {

@@ -231,8 +231,6 @@ func TestPlannedActions(t *testing.T) {
 // crash, with the reason why doing them again does no harm. A new action is put
 // here with its reason, or gets a Done.
 var repeatable = map[string]string{
-	"network/note":       "reads; it is durable before anything is changed",
-	"network/sysctl":     "writes the same file and applies it",
 	"install/files":      "writes the same files",
 	"install/identity":   "writes the same files, before the first start",
 	"install/install":    "the install script is made to be repeated; a job that runs is attached to",
@@ -279,7 +277,7 @@ func TestActionsAfterTheUninstallCanBeContinued(t *testing.T) {
 // and who agrees; data comes back before the server starts.
 func TestOrder(t *testing.T) {
 	names := Names()
-	order := []string{"survey", "preflight", "protect", "gate", "quiesce", "freeze", "seal", "uninstall", "network", "install", "volumes", "start", "secrets", "claims", "platform", "services", "verify", "finish"}
+	order := []string{"survey", "preflight", "protect", "gate", "quiesce", "freeze", "seal", "network", "uninstall", "install", "volumes", "start", "secrets", "claims", "platform", "services", "verify", "finish"}
 	at := -1
 	for _, n := range order {
 		i := slices.Index(names, n)

@@ -42,9 +42,11 @@ func (m *Migration) Sequence() []runner.Step {
 		{Name: "quiesce", Title: "Stop K3s and its containers in good order", Phase: rebuild, Gate: m.question(), Actions: m.quiesce, Undo: m.undoQuiesce},
 		{Name: "freeze", Title: "Back up what changed until the stop, and K3s's state", Phase: rebuild, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.freeze},
 		{Name: "seal", Title: "Prove the whole backup set", Phase: rebuild, ReadOnly: true, Checkpoint: true, Actions: m.seal},
+		// Before the uninstall, so that it is taken back after it, when the new K3s, which
+		// sets some of the same, is gone.
+		{Name: "network", Title: "Prepare the host's network for IPv6 forwarding", Phase: rebuild, Actions: m.network, Undo: m.undoNetwork},
 		// Here is the point of no return: what follows destroys the old cluster.
 		{Name: "uninstall", Title: "Uninstall K3s", Phase: rebuild, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.uninstall, Undo: m.undoUninstall},
-		{Name: "network", Title: "Prepare the host's network for IPv6 forwarding", Phase: rebuild, Actions: m.network, Undo: m.undoNetwork},
 		{Name: "install", Title: "Install K3s again with dual-stack settings", Phase: rebuild, Actions: m.install},
 
 		{Name: "volumes", Title: "Bring back the volumes' data", Phase: revive, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Actions: m.volumes},
