@@ -194,10 +194,12 @@ func TestRollbackAfterFailures(t *testing.T) {
 
 		from := len(r.journal.now(t))
 		p := back()
+		// Between two commands a rollback connects anew and goes on by itself: here the
+		// laptop goes with the host.
 		r.journal.await(t, p, from, "uninstall/datastore back/undone")
+		require.NoError(t, p.Kill())
+		p.wait(t, time.Minute)
 		restart(t, l, p)
-		require.Equal(t, 1, p.wait(t, time.Minute), "%s", &p.printed)
-		assert.Contains(t, p.printed.String(), goOn)
 
 		got := migrate(t, "run", "-f", r.file, "--yes")
 		assert.Equal(t, 1, got.code, "a rollback is under way: %s", got)
