@@ -6,7 +6,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 # The race detector needs a C compiler.
 RACE     := $(if $(shell command -v gcc),-race)
-E2E_TIMEOUT ?= 50m
+E2E_TIMEOUT ?= 60m
 FUZZTIME ?= 30s
 
 .PHONY: build lab parts test e2e demo bench fuzz release lint generate
@@ -26,7 +26,8 @@ lint:
 	$(GO) vet -tags e2e ./...
 
 e2e: build lab parts ## a migration in the lab, asserted from outside the product
-	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) -v ./e2e ./cluster
+	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) -v ./e2e ./cluster ./openbao
+	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout 10m -v -run '^TestBao' ./steps
 
 parts: lab
 	bin/lab build --control-plane bin/parts

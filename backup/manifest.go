@@ -38,6 +38,12 @@ const (
 	// KindSQLiteWAL is the write-ahead log of the SQLite artifact that has
 	// the same name without "-wal"; it is opened together with it.
 	KindSQLiteWAL Kind = "sqlite-wal"
+	// KindRaftSnapshot is OpenBao's raft snapshot; it opens when it is complete
+	// and its own sums are right.
+	KindRaftSnapshot Kind = "raft-snapshot"
+	// KindOpenBaoExport is the export of OpenBao's KV secrets; it opens when it can
+	// be read to its end record, which has their number.
+	KindOpenBaoExport Kind = "openbao-export"
 	// KindFile is anything else; it opens when it decrypts.
 	KindFile Kind = "file"
 )

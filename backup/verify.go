@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-multierror"
 
 	"sunbeam.pt/k3s-dualstack/backup/index"
+	"sunbeam.pt/k3s-dualstack/openbao"
 	"sunbeam.pt/k3s-dualstack/progress"
 )
 
@@ -197,6 +198,12 @@ func (s *Set) openKind(a Artifact, r io.Reader) error {
 		return openObjects(r, "")
 	case KindSecrets:
 		return openObjects(r, "Secret")
+	case KindRaftSnapshot:
+		_, err := openbao.ReadSnapshot(r)
+		return err
+	case KindOpenBaoExport:
+		_, err := openbao.ReadExport(r, func(openbao.Record) error { return nil })
+		return err
 	case KindSQLite, KindSQLiteWAL, KindFile:
 		return nil // a database is opened with its log, once both are known to be sound
 	default:

@@ -10,7 +10,8 @@
 // port but the local forward that Forward is asked for.
 //
 // One file a concern: client.go (connection and errors), wait.go, nodes.go,
-// objects.go, volumes.go, secrets.go, workloads.go, services.go.
+// objects.go, volumes.go, secrets.go, dependents.go, workloads.go, services.go, pods.go, portforward.go,
+// drift.go.
 package cluster
 
 import (

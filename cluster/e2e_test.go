@@ -479,29 +479,40 @@ func TestExport(t *testing.T) {
 
 func customResource(t *testing.T, c *Client) schema.GroupVersionResource {
 	t.Helper()
-	crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
-	_, err := c.Dynamic.Resource(crds).Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": "widgets.example.org"},
+	gvr := schema.GroupVersionResource{Group: "example.org", Version: "v1", Resource: "widgets"}
+	defined(t, c, gvr, "Widget", map[string]any{})
+	require.Eventually(t, func() bool {
+		resources, _, err := c.resources(nil)
+		return err == nil && slices.ContainsFunc(resources, func(r resource) bool { return r.gvr == gvr })
+	}, 30*time.Second, 200*time.Millisecond)
+	return gvr
+}
+
+// defined makes a kind for the time of the test.
+func defined(t *testing.T, c *Client, gvr schema.GroupVersionResource, kind string, subresources map[string]any) {
+	t.Helper()
+	crds := c.Dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	name := gvr.Resource + "." + gvr.Group
+	_, err := crds.Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": map[string]any{"name": name},
 		"spec": map[string]any{
-			"group": "example.org", "scope": "Namespaced", "names": map[string]any{"plural": "widgets", "kind": "Widget"},
-			"versions": []any{map[string]any{"name": "v1", "served": true, "storage": true, "schema": map[string]any{
+			"group": gvr.Group, "scope": "Namespaced", "names": map[string]any{"plural": gvr.Resource, "kind": kind},
+			"versions": []any{map[string]any{"name": gvr.Version, "served": true, "storage": true, "subresources": subresources, "schema": map[string]any{
 				"openAPIV3Schema": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}},
 		},
 	}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		c.Dynamic.Resource(crds).Delete(context.Background(), "widgets.example.org", metav1.DeleteOptions{})
+		_ = crds.Delete(context.Background(), name, metav1.DeleteOptions{})
+		assert.Eventually(t, func() bool {
+			_, err := crds.Get(context.Background(), name, metav1.GetOptions{})
+			return apierrors.IsNotFound(err)
+		}, 30*time.Second, 100*time.Millisecond, "%s stays", name)
 	})
-	gvr := schema.GroupVersionResource{Group: "example.org", Version: "v1", Resource: "widgets"}
 	require.Eventually(t, func() bool {
-		resources, _, err := c.resources(nil)
-		if err != nil || !slices.ContainsFunc(resources, func(r resource) bool { return r.gvr == gvr }) {
-			return false
-		}
-		_, err = c.Dynamic.Resource(gvr).List(t.Context(), metav1.ListOptions{})
+		_, err := c.Dynamic.Resource(gvr).List(t.Context(), metav1.ListOptions{})
 		return err == nil
 	}, 30*time.Second, 200*time.Millisecond)
-	return gvr
 }
 
 // An API group whose backend is gone does not stop the export, and is not passed over
@@ -873,6 +884,108 @@ func TestWaitWorkloadsSaysWhy(t *testing.T) {
 	_, err = c.Kube.AppsV1().Deployments(ns).UpdateStatus(t.Context(), d, metav1.UpdateOptions{})
 	require.NoError(t, err)
 	require.NoError(t, c.WaitWorkloads(soon(), nil))
+}
+
+// Objects of the operators' kinds, their statuses written as the operators write them.
+func TestWaitSecretsSynced(t *testing.T) {
+	c := connected(t, singleStack)
+	ns := namespaced(t, c)
+	wait := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		return c.WaitSecretsSynced(ctx, nil)
+	}
+	missing := func() []string {
+		t.Helper()
+		var waited *WaitError
+		require.ErrorAs(t, wait(), &waited)
+		return waited.Missing
+	}
+	require.NoError(t, wait(), "none of the kinds is there")
+
+	static := schema.GroupVersionResource{Group: "secrets.hashicorp.com", Version: "v1beta1", Resource: "vaultstaticsecrets"}
+	external := schema.GroupVersionResource{Group: "external-secrets.io", Version: "v1beta1", Resource: "externalsecrets"}
+	status := map[string]any{"status": map[string]any{}}
+	defined(t, c, static, "VaultStaticSecret", status)
+	defined(t, c, external, "ExternalSecret", status)
+	require.NoError(t, wait(), "there are no objects")
+
+	create := func(gvr schema.GroupVersionResource, kind, name string, spec, status map[string]any) *unstructured.Unstructured {
+		t.Helper()
+		u, err := c.Dynamic.Resource(gvr).Namespace(ns).Create(t.Context(), &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": gvr.Group + "/" + gvr.Version, "kind": kind, "metadata": map[string]any{"name": name}, "spec": spec, "status": status,
+		}}, metav1.CreateOptions{})
+		require.NoError(t, err)
+		return u
+	}
+	report := func(gvr schema.GroupVersionResource, name string, status map[string]any) {
+		t.Helper()
+		u, err := c.Dynamic.Resource(gvr).Namespace(ns).Get(t.Context(), name, metav1.GetOptions{})
+		require.NoError(t, err)
+		u.Object["status"] = status
+		_, err = c.Dynamic.Resource(gvr).Namespace(ns).UpdateStatus(t.Context(), u, metav1.UpdateOptions{})
+		require.NoError(t, err)
+	}
+	secret := func(name string, owner *unstructured.Unstructured, uid types.UID) {
+		t.Helper()
+		_, err := c.Kube.CoreV1().Secrets(ns).Create(t.Context(), &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{{APIVersion: owner.GetAPIVersion(), Kind: owner.GetKind(), Name: owner.GetName(), UID: uid}}},
+			Type:       corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": {}, "tls.key": {}},
+		}, metav1.CreateOptions{})
+		require.NoError(t, err)
+	}
+
+	// A status that comes along with an object is dropped by the API server.
+	good := map[string]any{"lastGeneration": int64(1), "secretMAC": "x"}
+	db := create(static, "VaultStaticSecret", "db", map[string]any{"destination": map[string]any{"name": "db", "create": true}}, good)
+	require.Equal(t, []string{"VaultStaticSecret " + ns + "/db: its operator has not synced it yet"}, missing())
+	// One that was written later is not enough.
+	report(static, "db", good)
+	require.Equal(t, []string{"VaultStaticSecret " + ns + "/db: its secret db is not there"}, missing())
+	secret("db", db, "of-the-old-cluster")
+	require.Contains(t, missing()[0], "its secret db belongs to another or to nobody")
+	require.NoError(t, c.Kube.CoreV1().Secrets(ns).Delete(t.Context(), "db", metav1.DeleteOptions{}))
+	_, err := c.Kube.CoreV1().Events(ns).Create(t.Context(), &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Name: "e"}, Type: corev1.EventTypeWarning, Reason: "VaultClientError", Message: "Failed to read Vault secret: permission denied",
+		InvolvedObject: corev1.ObjectReference{Kind: "VaultStaticSecret", Namespace: ns, Name: "db"}, LastTimestamp: metav1.Now(),
+	}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	require.Equal(t, []string{"VaultStaticSecret " + ns + "/db: its secret db is not there; last warning: VaultClientError: Failed to read Vault secret: permission denied"}, missing())
+
+	// It comes while it is waited for.
+	late := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		defer cancel()
+		late <- c.WaitSecretsSynced(ctx, nil)
+	}()
+	secret("db", db, db.GetUID())
+	require.NoError(t, <-late)
+	// A change of what is asked for is not synced yet.
+	_, err = c.Dynamic.Resource(static).Namespace(ns).Patch(t.Context(), "db", types.MergePatchType, []byte(`{"spec":{"path":"other"}}`), metav1.PatchOptions{})
+	require.NoError(t, err)
+	require.Contains(t, missing()[0], "/db: its operator has not synced it yet; last warning: ")
+	report(static, "db", map[string]any{"lastGeneration": int64(2), "conditions": []any{map[string]any{"type": "Healthy", "status": "True", "observedGeneration": int64(2)}}})
+	require.NoError(t, wait())
+
+	web := create(external, "ExternalSecret", "web", map[string]any{}, nil)
+	require.Equal(t, []string{"ExternalSecret " + ns + "/web: its operator has not synced it yet"}, missing())
+	ready := func(status, reason, message string) map[string]any {
+		return map[string]any{"syncedResourceVersion": "1-abc", "conditions": []any{map[string]any{"type": "Ready", "status": status, "reason": reason, "message": message}}}
+	}
+	report(external, "web", ready("False", "SecretSyncedError", "could not get secret data from provider"))
+	require.Equal(t, []string{"ExternalSecret " + ns + "/web: Ready is False: SecretSyncedError: could not get secret data from provider"}, missing())
+	report(external, "web", ready("True", "SecretSynced", "Secret was synced"))
+	require.Equal(t, []string{"ExternalSecret " + ns + "/web: its secret web is not there"}, missing())
+	secret("web", web, web.GetUID())
+	require.NoError(t, wait())
+
+	// What they make is made again, not put back.
+	kept, err := c.TLSSecrets(t.Context(), nil)
+	require.NoError(t, err)
+	for _, s := range kept {
+		require.NotEqual(t, ns, s.Namespace, "%s comes along", s.Name)
+	}
 }
 
 // written is the kubeconfig of a client.

@@ -26,9 +26,10 @@ import (
 // as the cluster has them (ApplySecret strips), sorted by namespace and name.
 //
 // Left out: cert-manager's next private keys, which belong to a request that
-// does not come along; service-account tokens, which the cluster makes itself; and
-// the serving certificates that K3s keeps for itself (kube-system/k3s-serving),
-// which it makes for the addresses it has.
+// does not come along; service-account tokens, which the cluster makes itself; the
+// serving certificates that K3s keeps for itself (kube-system/k3s-serving), which
+// it makes for the addresses it has; and what an operator made from OpenBao or
+// another store (see ownedByOperator).
 func (c *Client) TLSSecrets(ctx context.Context, selectors []string) ([]corev1.Secret, error) {
 	options := []metav1.ListOptions{{FieldSelector: fields.OneTermEqualSelector("type", string(corev1.SecretTypeTLS)).String()}}
 	for _, s := range selectors {
@@ -79,7 +80,23 @@ func secretComesAlong(s corev1.Secret) bool {
 			return false
 		}
 	}
-	return true
+	return !ownedByOperator(s)
+}
+
+// ownedByOperator tells whether Vault Secrets Operator or External Secrets made the
+// secret, and will again once the store is back. Vault Secrets Operator knows its own
+// by their owner's UID, which is another in a new cluster: it refuses a secret that
+// was put back by hand ("not the owner of the destination Secret") and never syncs it.
+func ownedByOperator(s corev1.Secret) bool {
+	for _, owner := range s.OwnerReferences {
+		gv, err := schema.ParseGroupVersion(owner.APIVersion)
+		if err == nil && (gv.Group == vaultSecretsGroup || gv.Group == externalSecretsGroup) {
+			return true
+		}
+	}
+	// The owner's reference is lost where a secret was copied, its labels are not.
+	_, made := s.Labels[vaultSecretsOwnerLabel]
+	return made || s.Labels["app.kubernetes.io/managed-by"] == "hashicorp-vso"
 }
 
 var (
@@ -195,6 +212,26 @@ func (c *Client) ApplySecret(ctx context.Context, s corev1.Secret) error {
 		return &DifferentError{Kind: "secret", Name: name, Fields: differ}
 	}
 	return nil
+}
+
+// SecretValue returns one value of a secret. No error holds a value.
+func (c *Client) SecretValue(ctx context.Context, namespace, name, key string) ([]byte, error) {
+	doing := fmt.Sprintf("reading the key %q of the secret %s/%s", key, namespace, name)
+	s, err := c.Kube.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, fmt.Errorf("%s: %s", doing, c.absent(ctx, namespace, "secret"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, c.explain(err))
+	}
+	value, ok := s.Data[key]
+	switch {
+	case ok:
+		return value, nil
+	case len(s.Data) == 0:
+		return nil, fmt.Errorf("%s: the secret is empty", doing)
+	}
+	return nil, fmt.Errorf("%s: it has no such key, only %s", doing, strings.Join(slices.Sorted(maps.Keys(s.Data)), ", "))
 }
 
 // secretDiffers names the fields in which have is not what want asks for.

@@ -26,6 +26,12 @@ func TestSecretComesAlong(t *testing.T) {
 		{"next private key", corev1.Secret{Type: corev1.SecretTypeOpaque, ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"cert-manager.io/next-private-key": "true"}}}, false},
 		{"service-account token", corev1.Secret{Type: corev1.SecretTypeServiceAccountToken}, false},
 		{"k3s-serving", corev1.Secret{Type: corev1.SecretTypeTLS, ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{"listener.cattle.io/fingerprint": "SHA1=…"}}}, false},
+		{"Vault Secrets Operator's", corev1.Secret{Type: corev1.SecretTypeTLS, ObjectMeta: metav1.ObjectMeta{OwnerReferences: []metav1.OwnerReference{{APIVersion: "secrets.hashicorp.com/v1beta1", Kind: "VaultPKISecret"}}}}, false},
+		{"its labels alone", corev1.Secret{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app.kubernetes.io/managed-by": "hashicorp-vso", "secrets.hashicorp.com/vso-ownerRefUID": "4711"}}}, false},
+		{"its own storage key", corev1.Secret{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app.kubernetes.io/managed-by": "hashicorp-vso"}}}, false},
+		{"External Secrets'", corev1.Secret{ObjectMeta: metav1.ObjectMeta{OwnerReferences: []metav1.OwnerReference{{APIVersion: "external-secrets.io/v1", Kind: "ExternalSecret"}}}}, false},
+		{"owned by a Certificate", corev1.Secret{Type: corev1.SecretTypeTLS, ObjectMeta: metav1.ObjectMeta{OwnerReferences: []metav1.OwnerReference{{APIVersion: "cert-manager.io/v1", Kind: "Certificate"}}}}, true},
+		{"managed by Helm", corev1.Secret{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"app.kubernetes.io/managed-by": "Helm"}}}, true},
 	} {
 		assert.Equal(t, tc.want, secretComesAlong(tc.secret), tc.name)
 	}

@@ -122,7 +122,8 @@ func TestCutOffInEveryStep(t *testing.T) {
 			}
 		}
 		assert.Contains(t, streamed, 1, "%s: a volume that was done before the cut is not streamed again", step)
-		assert.Condition(t, func() bool { return len(streamed) == 2 && streamed[0]+streamed[1] > 2 }, "%s: the other one was cut off: %v", step, streamed)
+		assert.Len(t, streamed, 3)
+		assert.Greater(t, slices.Max(streamed), 1, "%s: another one was cut off", step)
 	}
 
 	assert.Equal(t, files, l.on(t, fingerprint), "volumes")

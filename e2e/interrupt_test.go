@@ -41,6 +41,7 @@ func TestInterrupted(t *testing.T) {
 			assert.Contains(t, p.printed.String(), want)
 		}
 		assert.NotContains(t, p.printed.String(), "panic")
+		assert.NotContains(t, p.printed.String(), "FAILED", "what was interrupted did not fail")
 	}
 	goOn := "To continue: migrate run -f " + file
 	// once sends a signal in the middle of an action.

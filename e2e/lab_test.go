@@ -211,8 +211,14 @@ type lab struct {
 		URLs            []string
 	}
 	Kubectl, Kubeconfig string
-	Container           string
-	InternetContainer   string
+	InstallScript       string
+	// Platform is the command that deploys the platform.
+	Platform            []string
+	PlatformEnvironment map[string]string
+	// OpenBao names the files that hold its token and its unseal keys.
+	OpenBao           struct{ Token, Keys string }
+	Container         string
+	InternetContainer string
 }
 
 // up makes a lab that goes away with the test.

@@ -21,14 +21,15 @@ import (
 // fingerprint describes every entry of the volumes' directories from outside the
 // product: names, types, modes, owners, sizes, times, link targets, link counts,
 // allocated blocks of sparse files aside; contents; ACLs and extended attributes.
-// What the store's heartbeat appends to is left out.
+// What the store's heartbeat appends to is left out, and OpenBao's volume, to which its raft log
+// is appended whenever it starts: its secrets are read instead.
 const fingerprint = `set -eu
 cd /var/lib/rancher/k3s/storage
-find . -mindepth 1 ! -name heartbeat.log ! -path './*/.' \( -type d -printf '%y %m %U %G %p\0' -o -printf '%y %m %U %G %n %s %T@ %l %p\0' \) | sort -z | sha256sum
-find . -type f ! -name heartbeat.log -print0 | sort -z | xargs -0 sha256sum | sha256sum
-find . -type f ! -name heartbeat.log -print0 | sort -z | xargs -0 getfattr -d -m- -h --absolute-names 2>/dev/null | sha256sum
-find . -type f ! -name heartbeat.log -print0 | sort -z | xargs -0 getfacl -n -p 2>/dev/null | sha256sum
-find . -type f ! -name heartbeat.log -links +1 -printf '%i %p\0' | sort -z | awk 'BEGIN{RS="\0"} {i=$1; sub(/^[0-9]+ /,""); g[i]=g[i] "|" $0} END{for (i in g) print g[i]}' | sort | sha256sum`
+find . -mindepth 1 ! -name heartbeat.log ! -path '*_openbao_*' ! -path './*/.' \( -type d -printf '%y %m %U %G %p\0' -o -printf '%y %m %U %G %n %s %T@ %l %p\0' \) | sort -z | sha256sum
+find . -type f ! -name heartbeat.log ! -path '*_openbao_*' -print0 | sort -z | xargs -0 sha256sum | sha256sum
+find . -type f ! -name heartbeat.log ! -path '*_openbao_*' -print0 | sort -z | xargs -0 getfattr -d -m- -h --absolute-names 2>/dev/null | sha256sum
+find . -type f ! -name heartbeat.log ! -path '*_openbao_*' -print0 | sort -z | xargs -0 getfacl -n -p 2>/dev/null | sha256sum
+find . -type f ! -name heartbeat.log ! -path '*_openbao_*' -links +1 -printf '%i %p\0' | sort -z | awk 'BEGIN{RS="\0"} {i=$1; sub(/^[0-9]+ /,""); g[i]=g[i] "|" $0} END{for (i in g) print g[i]}' | sort | sha256sum`
 
 // identity is by what clients recognise the cluster.
 const identity = `cd /var/lib/rancher/k3s/server && sha256sum tls/server-ca.crt tls/client-ca.crt tls/request-header-ca.crt tls/service.key token; sha256sum /etc/rancher/node/password`
@@ -54,6 +55,7 @@ func TestMigration(t *testing.T) {
 	volumes := l.kubectl(t, "get", "pv", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.persistentVolumeReclaimPolicy}{"\n"}{end}`)
 	uid := l.kubectl(t, "get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}")
 	beats := heartbeats(t, l)
+	secrets := openBao(t, l).secrets(t)
 
 	t.Run("verify before shows what is missing", func(t *testing.T) {
 		r := migrate(t, "verify", "-f", file)
@@ -111,7 +113,7 @@ func TestMigration(t *testing.T) {
 		before := l.on(t, untouched)
 		r := migrate(t, "plan", "-f", file)
 		require.Zero(t, r.code, "%s", r)
-		for _, want := range []string{"10.42.0.0/16,fd42::/48", "data/", "k3s-uninstall.sh", "Nothing was changed", "matrix/tuwunel-fixed"} {
+		for _, want := range []string{"10.42.0.0/16,fd42::/48", "data/", "k3s-uninstall.sh", "Nothing was changed", "matrix/tuwunel-fixed", "raft storage, 3 of 5 keys", "team/apps/"} {
 			assert.Contains(t, r.stdout, want)
 		}
 		r = migrate(t, "plan", "-f", file, "-o", "json")
@@ -267,6 +269,11 @@ func TestMigration(t *testing.T) {
 
 	t.Run("nothing was lost", func(t *testing.T) {
 		assert.Equal(t, files, l.on(t, fingerprint), "volumes")
+		sameSecrets(t, secrets, openBao(t, l).secrets(t))
+		journal, err := os.ReadFile(journalOf(file).path)
+		require.NoError(t, err)
+		assert.Contains(t, string(journal), `"unsealed":["openbao/openbao-0"]`)
+		assert.NotContains(t, string(journal), `"restored":`, "OpenBao came back out of its volume")
 		assert.Equal(t, ca, l.on(t, identity), "identity")
 		assert.Equal(t, tls, l.kubectl(t, "get", "secret", "-n", "ingress", "pingora-tls", "-o", "jsonpath={.type} {.data} {.metadata.annotations}"))
 		assert.Equal(t, claims, l.kubectl(t, "get", "pvc", "-A", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.volumeName}{"\n"}{end}`))

@@ -70,7 +70,18 @@ func TestRollback(t *testing.T) {
 		got = migrate(t, "rollback", "-f", r.file, "--to", "verify", "--yes")
 		assert.Equal(t, 2, got.code, "a checkpoint that was not reached: %s", got)
 
-		r.rollback(t)
+		// With its keys out of reach OpenBao stays sealed, and the way to unseal it is said.
+		keys := l.OpenBao.Keys
+		require.NoError(t, os.Rename(keys, keys+".away"))
+		got = migrate(t, "rollback", "-f", r.file, "--yes")
+		require.NoError(t, os.Rename(keys+".away", keys))
+		assert.Equal(t, 4, got.code, "%s", got)
+		unseal := "migrate openbao unseal -f " + r.file
+		assert.Contains(t, got.stderr, unseal)
+		assert.Contains(t, got.stdout, unseal)
+		assert.True(t, openBao(t, l).sealed(t))
+		got = migrate(t, "openbao", "unseal", "-f", r.file)
+		assert.Zero(t, got.code, "%s", got)
 		r.asBefore(t, beats)
 		got = migrate(t, "rollback", "-f", r.file, "--yes")
 		assert.Zero(t, got.code, "%s", got)
@@ -304,6 +315,7 @@ type takenBack struct {
 	file    string
 	journal *journal
 	before  picture
+	secrets map[string]string // OpenBao's
 }
 
 // picture is a cluster and its host from outside the product.
@@ -315,6 +327,7 @@ func takeBack(t testing.TB, l *lab) *takenBack {
 	file := l.plan(t, nil)
 	r := &takenBack{lab: l, file: file, journal: journalOf(file)}
 	r.before = r.now(t)
+	r.secrets = openBao(t, l).secrets(t)
 	require.Contains(t, r.before.host, "net.ipv6.conf.all.forwarding = 0", "the lab's host does not forward IPv6 yet, so that it shows when it is left on")
 	return r
 }
@@ -453,6 +466,7 @@ func (r *takenBack) asBefore(t testing.TB, beats string) {
 	assert.Equal(t, r.before.identity, now.identity, "identity")
 	assert.Equal(t, r.before.volumes, now.volumes, "volumes")
 	assert.Equal(t, "active", r.on(t, "systemctl is-active k3s"))
+	sameSecrets(t, r.secrets, openBao(t, r.lab).secrets(t))
 	r.answers(t)
 	r.goesOn(t, beats)
 	got := migrate(t, "verify", "-f", r.file)
@@ -501,6 +515,7 @@ func (r *takenBack) migrated(t testing.TB, beats string) {
 	assert.Contains(t, r.kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].spec.podCIDRs}"), "fd42:")
 	assert.Equal(t, r.before.volumes, r.on(t, volumes), "volumes")
 	assert.Equal(t, r.before.identity, r.on(t, identity), "identity")
+	sameSecrets(t, r.secrets, openBao(t, r.lab).secrets(t))
 	r.goesOn(t, beats)
 	got := migrate(t, "verify", "-f", r.file)
 	assert.Zero(t, got.code, "%s", got)

@@ -35,6 +35,7 @@ work=$(mktemp -d)
 trap finish EXIT
 plan=$work/plan.yaml
 lab plan >"$plan"
+lab secrets >"$work/secrets"
 host=$(sed -n '/"host": {/,/}/s/.*"ipv4": "\([^"]*\)".*/\1/p' <<<"$json")
 lab kubectl -- get nodes,pods -A -o wide
 
@@ -59,11 +60,21 @@ watch() {
 watch >"$work/watch" 2>/dev/null &
 watcher=$!
 
+say "What OpenBao keeps for the platform, read past migrate (lab secrets)"
+grep '"secret/data/sentinel' "$work/secrets"
+echo "  and $(wc -l <"$work/secrets") answers in all, every version of every secret among them"
+
 say "The migration (migrate run)"
 bin/migrate run -f "$plan" --yes
 
 sleep 2
 kill "$watcher"; wait "$watcher" 2>/dev/null || true; watcher=
+say "OpenBao after it"
+lab secrets >"$work/secrets.after"
+grep '"secret/data/sentinel' "$work/secrets.after"
+cmp "$work/secrets" "$work/secrets.after"
+echo "  all $(wc -l <"$work/secrets.after") answers are the same as before"
+
 say "How long they were away"
 for target in API web; do
 	# 000: nothing answered; 502, 503: the proxy has no backend yet. The API

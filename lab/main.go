@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,7 +52,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	name := root.PersistentFlags().StringP("name", "n", "demo", "the lab's `name`; several can be up side by side")
-	root.AddCommand(up(name), down(name), status(name), list(), plan(name), build(), ssh(name), execute(name), kubectl(name))
+	root.AddCommand(up(name), down(name), status(name), list(), plan(name), build(), ssh(name), execute(name), kubectl(name), unseal(name), secrets(name))
 	return root
 }
 
@@ -137,6 +138,9 @@ func status(name *string) *cobra.Command {
 				if state.Nodes != "" {
 					fmt.Fprintln(c.OutOrStdout(), state.Nodes)
 				}
+				if lab.OpenBao != nil {
+					fmt.Fprintf(c.OutOrStdout(), "OpenBao: %s\n", cmp.Or(state.OpenBao, "no answer"))
+				}
 				return writeText(c.OutOrStdout(), lab)
 			}
 			return badFormat(format)
@@ -181,7 +185,7 @@ func build() *cobra.Command {
 			return shop.ControlPlane(c.Context(), controlPlane)
 		},
 	}
-	c.Flags().StringVar(&controlPlane, "control-plane", "", "link the binaries kubernetes and kine into this `directory` as well")
+	c.Flags().StringVar(&controlPlane, "control-plane", "", "link the binaries kubernetes, kine and openbao into this `directory` as well")
 	return c
 }
 
@@ -227,6 +231,36 @@ func kubectl(name *string) *cobra.Command {
 				return fmt.Errorf("lab %s is a bare host; no API runs there", lab.Name)
 			}
 			return attached(c.Context(), []string{"KUBECONFIG=" + lab.Kubeconfig}, append([]string{lab.Kubectl}, args...))
+		},
+	}
+}
+
+func unseal(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unseal",
+		Short: "Unseal the lab's OpenBao, as its administrator does after every start",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			lab, err := labs.Load(*name)
+			if err != nil {
+				return err
+			}
+			return lab.Unseal(c.Context())
+		},
+	}
+}
+
+func secrets(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "secrets",
+		Short: "Print all that the lab's OpenBao holds, every version, as JSON lines to compare",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			lab, err := labs.Load(*name)
+			if err != nil {
+				return err
+			}
+			return lab.Secrets(c.Context(), c.OutOrStdout())
 		},
 	}
 }
@@ -318,7 +352,7 @@ func writeJSON(w io.Writer, value any) error {
 
 func writeText(w io.Writer, lab *labs.Lab) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, row := range [][2]string{
+	rows := [][2]string{
 		{"name", lab.Name},
 		{"address", lab.Address},
 		{"port", fmt.Sprint(lab.Port)},
@@ -335,7 +369,11 @@ func writeText(w io.Writer, lab *labs.Lab) error {
 		{"kubeconfig", lab.Kubeconfig},
 		{"platform", strings.Join(lab.Platform, " ")},
 		{"platform environment", environment(lab.PlatformEnvironment)},
-	} {
+	}
+	if bao := lab.OpenBao; bao != nil {
+		rows = append(rows, [2]string{"openbao token", bao.Token}, [2]string{"openbao unseal keys", bao.Keys})
+	}
+	for _, row := range rows {
 		if row[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", row[0], row[1])
 		}

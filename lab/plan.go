@@ -52,11 +52,18 @@ func migration(lab *labs.Lab, recipient string) object {
 	if lab.User != "root" {
 		host["sudo"] = true
 	}
+	backup := object{
+		"encryption": object{"recipients": []string{recipient}, "identities": []string{lab.IdentityFile}},
+	}
+	if bao := lab.OpenBao; bao != nil {
+		backup["openBao"] = object{
+			"namespace": bao.Namespace, "sentinel": bao.Sentinel,
+			"token": object{"file": bao.Token}, "unsealKeys": []object{{"file": bao.Keys}},
+		}
+	}
 	spec := object{
-		"hosts": []object{host},
-		"backup": object{
-			"encryption": object{"recipients": []string{recipient}, "identities": []string{lab.IdentityFile}},
-		},
+		"hosts":   []object{host},
+		"backup":  backup,
 		"verify":  object{"egressURLs": lab.Internet.URLs, "hostnames": lab.Internet.Names},
 		"workDir": filepath.Join(lab.StateDir, "migration"),
 	}

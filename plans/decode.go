@@ -19,7 +19,7 @@ import (
 // parse turns the file's bytes into the one document in it.
 func parse(data []byte) (ast.Node, *SyntaxError) {
 	fail := func(at position, message string) *SyntaxError {
-		return &SyntaxError{Line: at.line, Column: at.column, Message: message, Excerpt: excerpt(data, at)}
+		return &SyntaxError{Line: at.line, Column: at.column, Message: hideSecrets(message), Excerpt: excerpt(data, at)}
 	}
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // the byte order mark that some editors write
 	if len(data) > maxSize {
@@ -80,11 +80,16 @@ func positionOf(t *token.Token) position {
 // decoder fills a plan from YAML nodes. It goes on after a mistake, so that all mistakes are known at
 // once; a JSON or YAML library's decoder stops at the first or forgets where it stood.
 type decoder struct {
-	errs field.ErrorList
-	at   map[string]position
+	errs   field.ErrorList
+	at     map[string]position
+	secret bool // inside a Secret, of which no error quotes anything
 }
 
-var durationType = reflect.TypeFor[Duration]()
+var (
+	durationType = reflect.TypeFor[Duration]()
+	secretType   = reflect.TypeFor[Secret]()
+	secretsType  = reflect.TypeFor[[]Secret]()
+)
 
 // value sets v from n. A mistake leaves v as it is.
 func (d *decoder) value(path *field.Path, n ast.Node, v reflect.Value) {
@@ -104,9 +109,18 @@ func (d *decoder) value(path *field.Path, n ast.Node, v reflect.Value) {
 		v.Set(elem)
 		return
 	}
-	if v.Type() == durationType {
+	switch v.Type() {
+	case durationType:
 		d.duration(path, n, v)
 		return
+	case secretType, secretsType:
+		if _, scalar := n.(ast.ScalarNode); scalar {
+			d.fail(field.Forbidden(path, neverHeld))
+			return
+		}
+		outside := d.secret
+		d.secret = true
+		defer func() { d.secret = outside }()
 	}
 	switch v.Kind() {
 	case reflect.Struct:
@@ -150,9 +164,13 @@ func (d *decoder) object(path *field.Path, n ast.Node, v reflect.Value) {
 		}
 	}
 	for _, e := range entries {
-		child := path.Child(e.key)
-		d.at[child.String()] = e.at
 		i, known := fields[e.key]
+		name := e.key
+		if !known && (d.secret || isSecret(name)) {
+			name = "…" // a secret value where a name belongs
+		}
+		child := path.Child(name)
+		d.at[child.String()] = e.at
 		if !known {
 			d.fail(field.Forbidden(child, "unknown field; the fields here are "+strings.Join(names, ", ")))
 			continue
@@ -257,7 +275,11 @@ func (d *decoder) entries(path *field.Path, n ast.Node) ([]entry, bool) {
 		key, ok := v.Key.(*ast.StringNode)
 		if !ok {
 			at := positionOf(v.Key.GetToken())
-			d.fail(field.Forbidden(path.Child(v.Key.GetToken().Value), fmt.Sprintf("the field name in line %d is not plain text; write the name itself, without merge keys, anchors or tags", at.line)))
+			name := v.Key.GetToken().Value
+			if d.secret {
+				name = "…"
+			}
+			d.fail(field.Forbidden(path.Child(name), fmt.Sprintf("the field name in line %d is not plain text; write the name itself, without merge keys, anchors or tags", at.line)))
 			continue
 		}
 		entries = append(entries, entry{key.Value, positionOf(key.GetToken()), v.Value})
@@ -268,7 +290,7 @@ func (d *decoder) entries(path *field.Path, n ast.Node) ([]entry, bool) {
 // wrongType reports a value of another kind than its field has.
 func (d *decoder) wrongType(path *field.Path, n ast.Node, want string) {
 	var value any = kindOf(n)
-	if scalar, ok := n.(ast.ScalarNode); ok {
+	if scalar, ok := n.(ast.ScalarNode); ok && !d.secret {
 		value = scalar.GetValue()
 	}
 	d.fail(field.TypeInvalid(path, value, "must be "+want))

@@ -58,12 +58,14 @@ func (e *InvalidError) Error() string {
 	return b.String()
 }
 
-// add appends errors of a later stage, except those of fields that have one already: a value that could not
-// be read is missing too, but that says nothing new.
+// add appends errors of a later stage, except those of fields that have one already, and those that miss what has one in it: a
+// value that could not be read is missing too, but that says nothing new.
 func (e *InvalidError) add(errs field.ErrorList) {
 	known := len(e.Errors)
 	for _, err := range errs {
-		if !slices.ContainsFunc(e.Errors[:known], func(k *field.Error) bool { return within(err.Field, k.Field) }) {
+		if !slices.ContainsFunc(e.Errors[:known], func(k *field.Error) bool {
+			return within(err.Field, k.Field) || err.Type == field.ErrorTypeRequired && within(k.Field, err.Field)
+		}) {
 			e.Errors = append(e.Errors, err)
 		}
 	}
@@ -97,14 +99,14 @@ func fileName(file string) string {
 const maxExcerpt = 240
 
 // excerpt is one line of data and a caret below the column, or nothing where the line is
-// blank or no caret below it could be found.
+// blank, seems to hold a token or key, or no caret below it could be found.
 func excerpt(data []byte, at position) string {
 	lines := strings.Split(string(data), "\n")
 	if at.line < 1 || at.line > len(lines) {
 		return ""
 	}
 	line := strings.TrimRight(lines[at.line-1], "\r")
-	if strings.TrimSpace(line) == "" || len(line) > maxExcerpt {
+	if strings.TrimSpace(line) == "" || len(line) > maxExcerpt || hideSecrets(line) != line {
 		return ""
 	}
 	var pad strings.Builder

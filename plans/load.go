@@ -137,8 +137,14 @@ func setDefaults(p *Plan) {
 	if s.Backup.Objects.ExcludeResources == nil { // an empty list leaves nothing out
 		s.Backup.Objects.ExcludeResources = []string{"events", "events.events.k8s.io"}
 	}
+	if s.Backup.OpenBao != nil {
+		setOpenBaoDefaults(s.Backup.OpenBao)
+	}
 	setDefault(&s.Platform.Directory, ".")
 	setDefault(&s.Platform.Timeout.Duration, 30*time.Minute)
+	if len(s.Platform.Manifests) > 0 {
+		setDefault(&s.Platform.Drift, DriftWarn)
+	}
 	setDefault(&s.Services.Policy, ServicesPreferDualStack)
 	setDefault(&s.Verify.Timeout.Duration, 5*time.Minute)
 	if p.Metadata.Name != "" {
@@ -176,10 +182,13 @@ func resolvePaths(p *Plan, dir string) field.ErrorList {
 		r.path(spec.Child("k3s", "installScript"), &s.K3s.InstallScript)
 	}
 	r.list(spec.Child("backup", "encryption", "identities"), s.Backup.Encryption.Identities)
-	r.path(spec.Child("platform", "directory"), &s.Platform.Directory)
-	if c := s.Platform.Command; len(c) > 0 && strings.HasPrefix(c[0], "~") {
-		r.path(spec.Child("platform", "command").Index(0), &c[0])
+	if s.Backup.OpenBao != nil {
+		resolveOpenBao(&r, spec.Child("backup", "openBao"), s.Backup.OpenBao)
 	}
+	r.path(spec.Child("platform", "directory"), &s.Platform.Directory)
+	r.program(spec.Child("platform", "command"), s.Platform.Command)
+	r.program(spec.Child("platform", "rehearse"), s.Platform.Rehearse)
+	r.list(spec.Child("platform", "manifests"), s.Platform.Manifests)
 	r.path(spec.Child("workDir"), &s.WorkDir)
 	return r.errs
 }
@@ -192,6 +201,13 @@ type resolver struct {
 func (r *resolver) list(path *field.Path, values []string) {
 	for i := range values {
 		r.path(path.Index(i), &values[i])
+	}
+}
+
+// program resolves the home directory alone: other names are looked for where the program runs.
+func (r *resolver) program(path *field.Path, command []string) {
+	if len(command) > 0 && strings.HasPrefix(command[0], "~") {
+		r.path(path.Index(0), &command[0])
 	}
 }
 

@@ -9,6 +9,9 @@
 package plans
 
 import (
+	"fmt"
+	"strings"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -157,6 +160,8 @@ type Backup struct {
 	TLSSecrets BackupTLSSecrets `json:"tlsSecrets,omitzero"`
 	// The export of all API objects.
 	Objects BackupObjects `json:"objects,omitzero"`
+	// The OpenBao server that runs on the cluster. Left out when there is none.
+	OpenBao *OpenBao `json:"openBao,omitempty"`
 }
 
 // Encryption says who can read the backup set. Every sensitive artifact is encrypted with age.
@@ -187,6 +192,82 @@ type BackupObjects struct {
 	ExcludeResources []string `json:"excludeResources,omitzero" jsonschema:"pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$,default=events,default=events.events.k8s.io"`
 }
 
+// OpenBao is how the OpenBao server on the cluster is found, spoken to and unsealed.
+type OpenBao struct {
+	// Namespace of the server's Service and pods. Default "openbao".
+	Namespace string `json:"namespace,omitempty" jsonschema:"maxLength=63,pattern=^[a-z0-9]([-a-z0-9]*[a-z0-9])?$,default=openbao"`
+	// Service whose selector names the server's pods. Default "openbao"; pods or address are given instead of it.
+	Service string `json:"service,omitempty" jsonschema:"maxLength=63,pattern=^[a-z0-9]([-a-z0-9]*[a-z0-9])?$,default=openbao"`
+	// The server's pods, instead of a Service.
+	Pods []string `json:"pods,omitempty" jsonschema:"minItems=1,maxLength=253,pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+	// URL of the server as the host reaches it, instead of pods that are reached by port-forward: scheme, host and port.
+	Address string `json:"address,omitempty" jsonschema:"pattern=^https?://[^/@?#]+/?$"`
+	// TCP port of the server in its pods. Default 8200; an address says it itself.
+	Port int `json:"port,omitempty" jsonschema:"minimum=1,maximum=65535,default=8200"`
+	// How the server's certificate is checked. Pods are spoken to over TLS when this is given; an address says so itself.
+	TLS *OpenBaoTLS `json:"tls,omitempty"`
+	// Token that may read everything that is kept: the raft snapshot, KV secrets with their metadata, mounts, auth methods and policies.
+	Token Secret `json:"token"`
+	// Unseal keys, as many as the server's threshold asks for; one source may hold several, one a line. Left out for a server that unseals itself.
+	UnsealKeys []Secret `json:"unsealKeys,omitempty"`
+	// KV mounts to export, for example secret/. Default: all. With a sentinel, its mount is one of them.
+	Mounts []string `json:"mounts,omitempty" jsonschema:"minLength=1"`
+	// KV secret by which the right data are recognised after the rebuild, as `bao kv get` takes it: mount and path, for example secret/sentinel.
+	Sentinel string `json:"sentinel,omitempty" jsonschema:"pattern=^[^/](.*[^/])?/(.*[^/])?[^/]$"`
+}
+
+// OpenBaoTLS is how the server's certificate is checked.
+type OpenBaoTLS struct {
+	// File with the CA certificates that the server's certificate is checked against. Default: the laptop's.
+	CAFile string `json:"caFile,omitempty"`
+	// Name that the certificate must be for. Default: the address's host, or <service>.<namespace>.svc; needed with pods.
+	ServerName string `json:"serverName,omitempty"`
+}
+
+// Secret points to a secret value; exactly one of its fields is given. The plan itself never holds one.
+//
+// What it points to is looked at when the value is read, before anything is changed, and not when the plan is loaded: it may be
+// there for a while only, as on a stick, and a rollback or a look at the status needs none.
+type Secret struct {
+	// Environment variable that holds it.
+	Env string `json:"env,omitempty" jsonschema:"oneof_required=env,pattern=^[A-Za-z_][A-Za-z0-9_]*$"`
+	// File that holds it. Users other than its owner and group must not be able to read it.
+	File string `json:"file,omitempty" jsonschema:"oneof_required=file,minLength=1"`
+	// Whether it is asked for in the terminal.
+	Prompt bool `json:"prompt,omitempty" jsonschema:"oneof_required=prompt"`
+	// Program and arguments that print it, such as a password manager's; no shell is involved.
+	Command []string `json:"command,omitempty" jsonschema:"oneof_required=command,minItems=1"`
+	// Kubernetes Secret of the cluster that holds it. Its value is kept in the encrypted backup set.
+	Kubernetes *SecretKey `json:"kubernetes,omitempty" jsonschema:"oneof_required=kubernetes"`
+}
+
+// String says where the value is found, as in "the file /run/token".
+func (s Secret) String() string {
+	switch {
+	case s.Env != "":
+		return "the environment variable " + s.Env
+	case s.File != "":
+		return "the file " + s.File
+	case s.Prompt:
+		return "the terminal"
+	case len(s.Command) > 0:
+		return fmt.Sprintf("the command %q", strings.Join(s.Command, " "))
+	case s.Kubernetes != nil:
+		return fmt.Sprintf("the key %s of the Kubernetes Secret %s/%s", s.Kubernetes.Key, s.Kubernetes.Namespace, s.Kubernetes.Name)
+	}
+	return "nowhere"
+}
+
+// SecretKey is one key of a Kubernetes Secret.
+type SecretKey struct {
+	// Namespace of the Secret.
+	Namespace string `json:"namespace" jsonschema:"maxLength=63,pattern=^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"`
+	// Name of the Secret.
+	Name string `json:"name" jsonschema:"maxLength=253,pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
+	// Key in its data.
+	Key string `json:"key" jsonschema:"minLength=1"`
+}
+
 // Platform is the command that deploys the workloads again, run on the laptop with a KUBECONFIG for the new cluster.
 type Platform struct {
 	// Program and arguments; no shell is involved.
@@ -197,7 +278,24 @@ type Platform struct {
 	Environment map[string]string `json:"environment,omitempty"`
 	// How long the command may take. Default 30m.
 	Timeout Duration `json:"timeout,omitzero" jsonschema:"default=30m"`
+	// Files, directories and kustomizations from which the cluster was made, relative to the plan file. Before anything is changed the cluster is compared with them.
+	Manifests []string `json:"manifests,omitempty" jsonschema:"minLength=1"`
+	// What it means when the cluster differs from its manifests: "warn" says so, "inhibit" forbids the run. Default "warn".
+	Drift DriftPolicy `json:"drift,omitempty" jsonschema:"enum=warn,enum=inhibit,default=warn"`
+	// Program and arguments that check, before anything is changed, whether the platform can be deployed again. It runs like the command, with a KUBECONFIG for the old cluster, in which it must change nothing; when it fails, the run stops.
+	Rehearse []string `json:"rehearse,omitempty" jsonschema:"minItems=1"`
 }
+
+// DriftPolicy is what it means when the cluster differs from its manifests.
+type DriftPolicy string
+
+// The policies of drift.
+const (
+	// DriftWarn says so.
+	DriftWarn DriftPolicy = "warn"
+	// DriftInhibit forbids the run.
+	DriftInhibit DriftPolicy = "inhibit"
+)
 
 // ServicePolicy is the ipFamilyPolicy that Services are given.
 type ServicePolicy string

@@ -465,6 +465,9 @@ func validateBackup(path *field.Path, b Backup) field.ErrorList {
 	for i, r := range b.Objects.ExcludeResources {
 		errs = append(errs, invalid(path.Child("objects", "excludeResources").Index(i), r, validation.IsDNS1123Subdomain(r))...)
 	}
+	if b.OpenBao != nil {
+		errs = append(errs, validateOpenBao(path.Child("openBao"), b.OpenBao)...)
+	}
 	return errs
 }
 
@@ -497,13 +500,20 @@ func validatePlatform(path *field.Path, p Platform) field.ErrorList {
 	if len(p.Command) == 0 {
 		errs = append(errs, field.Required(command, "missing platform command: what deploys the workloads again, such as [sunbeam, platform, up]"))
 	}
-	for i, arg := range p.Command {
-		switch {
-		case i == 0 && arg == "":
-			errs = append(errs, field.Required(command.Index(0), "name the program"))
-		case strings.Contains(arg, "\x00"):
-			errs = append(errs, field.Invalid(command.Index(i), arg, "no argument can hold a zero byte"))
+	errs = append(errs, validateCommand(command, p.Command)...)
+	errs = append(errs, validateCommand(path.Child("rehearse"), p.Rehearse)...)
+	for i, m := range p.Manifests {
+		if isURL(m) {
+			errs = append(errs, field.Invalid(path.Child("manifests").Index(i), m, "nothing is fetched; name a file or directory of this machine"))
 		}
+	}
+	errs = append(errs, validatePaths(path.Child("manifests"), p.Manifests)...)
+	switch drift, choices := path.Child("drift"), []DriftPolicy{DriftWarn, DriftInhibit}; {
+	case p.Drift == "":
+	case !slices.Contains(choices, p.Drift):
+		errs = append(errs, field.NotSupported(drift, p.Drift, choices))
+	case len(p.Manifests) == 0:
+		errs = append(errs, field.Forbidden(drift, "there is nothing to compare the cluster with; name the manifests, or remove this"))
 	}
 	errs = append(errs, validatePath(path.Child("directory"), p.Directory)...)
 	for _, name := range slices.Sorted(maps.Keys(p.Environment)) {
@@ -518,6 +528,20 @@ func validatePlatform(path *field.Path, p Platform) field.ErrorList {
 		}
 	}
 	return append(errs, validateTimeout(path.Child("timeout"), p.Timeout)...)
+}
+
+// validateCommand checks a program and its arguments.
+func validateCommand(path *field.Path, command []string) field.ErrorList {
+	var errs field.ErrorList
+	for i, arg := range command {
+		switch {
+		case i == 0 && arg == "":
+			errs = append(errs, field.Required(path.Index(0), "name the program"))
+		case strings.Contains(arg, "\x00"):
+			errs = append(errs, field.Invalid(path.Index(i), arg, "no argument can hold a zero byte"))
+		}
+	}
+	return errs
 }
 
 func validateServices(path *field.Path, s Services) field.ErrorList {
@@ -631,6 +655,9 @@ func checkFiles(p *Plan) field.ErrorList {
 	for i, file := range p.Spec.Backup.Encryption.Identities {
 		check(spec.Child("backup", "encryption", "identities").Index(i), file, "name the private key file that belongs to a recipient")
 	}
+	if bao := p.Spec.Backup.OpenBao; bao != nil && bao.TLS != nil {
+		check(spec.Child("backup", "openBao", "tls", "caFile"), bao.TLS.CAFile, "name the file with the CA's certificates, or leave the field out for the laptop's")
+	}
 	return append(errs, checkPlatform(spec.Child("platform"), p.Spec.Platform)...)
 }
 
@@ -673,17 +700,31 @@ func checkPlatform(path *field.Path, p Platform) field.ErrorList {
 	case !info.IsDir():
 		return field.ErrorList{field.Invalid(path.Child("directory"), p.Directory, "not a directory; name the one that the platform's command runs in")}
 	}
-	if len(p.Command) == 0 || p.Command[0] == "" {
+	var errs field.ErrorList
+	for i, m := range p.Manifests {
+		if info, err := os.Stat(m); err != nil {
+			errs = append(errs, field.Invalid(path.Child("manifests").Index(i), m, reason(err)+"; name the file or directory from which the cluster was made"))
+		} else if !info.IsDir() && !info.Mode().IsRegular() {
+			errs = append(errs, field.Invalid(path.Child("manifests").Index(i), m, "neither a file nor a directory; name what the cluster was made from"))
+		}
+	}
+	errs = append(errs, checkProgram(path.Child("command"), p.Command, p.Directory, "missing platform command: ")...)
+	return append(errs, checkProgram(path.Child("rehearse"), p.Rehearse, p.Directory, "missing command: ")...)
+}
+
+// checkProgram looks for a program that is run in the platform's directory.
+func checkProgram(path *field.Path, command []string, directory, missing string) field.ErrorList {
+	if len(command) == 0 || command[0] == "" {
 		return nil
 	}
-	program, at := p.Command[0], path.Child("command").Index(0)
+	program, at := command[0], path.Index(0)
 	local := program
 	if !filepath.IsAbs(local) {
-		local = filepath.Join(p.Directory, program)
+		local = filepath.Join(directory, program)
 	}
 	if strings.Contains(program, "/") {
 		if _, err := exec.LookPath(local); err != nil {
-			return field.ErrorList{field.Invalid(at, program, fmt.Sprintf("missing platform command: %s is no program that this user can run; relative names start at spec.platform.directory", local))}
+			return field.ErrorList{field.Invalid(at, program, fmt.Sprintf("%s%s is no program that this user can run; relative names start at spec.platform.directory", missing, local))}
 		}
 		return nil
 	}
@@ -692,7 +733,7 @@ func checkPlatform(path *field.Path, p Platform) field.ErrorList {
 		if _, err := exec.LookPath(local); err == nil {
 			next = fmt.Sprintf("for the one in spec.platform.directory write ./%s", program)
 		}
-		return field.ErrorList{field.Invalid(at, program, "missing platform command: no such program in PATH; "+next)}
+		return field.ErrorList{field.Invalid(at, program, missing+"no such program in PATH; "+next)}
 	}
 	return nil
 }

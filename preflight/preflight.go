@@ -26,15 +26,29 @@ const (
 	Inhibitor Severity = "inhibitor"
 	// Warning is to be read and does not forbid.
 	Warning Severity = "warning"
+	// Note is good to know; nothing needs to be done.
+	Note Severity = "note"
 )
 
 // Finding is something about host, cluster or plan that the admin must know.
 type Finding struct {
 	ID       string   `json:"id"`
 	Severity Severity `json:"severity"`
-	Detail   string   `json:"detail"`
-	Remedy   string   `json:"remedy"`
+	// Detail is what was seen.
+	Detail string `json:"detail"`
+	// Why it matters, and where that is written; see [Judge].
+	Why    string `json:"why,omitempty"`
+	Source string `json:"source,omitempty"`
+	// Remedy is a command in backquotes, or a sentence.
+	Remedy string `json:"remedy"`
+	// Firm says why the finding cannot be waived; empty for one that can.
+	Firm string `json:"cannotBeWaived,omitempty"`
+	// Waived is the reason for which it was waived.
+	Waived string `json:"waived,omitempty"`
 }
+
+// Inhibits tells whether the finding forbids the run.
+func (f Finding) Inhibits() bool { return f.Severity == Inhibitor && f.Waived == "" }
 
 // Laptop is what the checks need to know of the machine migrate runs on.
 type Laptop struct {
@@ -44,19 +58,15 @@ type Laptop struct {
 
 // Check returns all findings, inhibitors first in the order of the checks.
 func Check(p *plans.Plan, f *survey.Facts, laptop Laptop) []Finding {
-	var inhibitors, warnings []Finding
+	var found []Finding
 	for _, check := range []func(*plans.Plan, *survey.Facts, Laptop) []Finding{
-		role, health, stack, nodes, datastore, scripts, dropIns, tools, ipv6, nodeIPs, overlap, serviceRange, volumes, space,
+		role, health, stack, nodes, nodeName, datastore, scripts, dropIns, dataDir, token, envFiles, files, floor, sources, cni,
+		mounts, tools, clock, ipv6, routes, nodeIPs, lasting, overlap, masquerade, firewall, serviceRange, clusterDNS,
+		volumes, reclaim, work, images, certificates, reverted, names, openBao, space,
 	} {
-		for _, x := range check(p, f, laptop) {
-			if x.Severity == Inhibitor {
-				inhibitors = append(inhibitors, x)
-			} else {
-				warnings = append(warnings, x)
-			}
-		}
+		found = append(found, check(p, f, laptop)...)
 	}
-	return append(inhibitors, warnings...)
+	return Judge(found, nil)
 }
 
 // Installed returns the findings that K3s's installation alone shows: without a
@@ -66,12 +76,12 @@ func Installed(f *survey.Facts) []Finding {
 	if len(findings) == 0 {
 		findings = health(nil, f, Laptop{})
 	}
-	return findings
+	return Judge(findings, nil)
 }
 
 // Inhibited tells whether a finding forbids the run.
 func Inhibited(findings []Finding) bool {
-	return len(findings) > 0 && findings[0].Severity == Inhibitor
+	return slices.ContainsFunc(findings, Finding.Inhibits)
 }
 
 func inhibit(id, remedy, detail string, args ...any) []Finding {
@@ -131,7 +141,7 @@ func datastore(_ *plans.Plan, f *survey.Facts, _ Laptop) []Finding {
 		return nil
 	case k3s.External:
 		return inhibit("k3s.datastore", "use a version of migrate that knows external datastores",
-			"the datastore is external: the uninstall leaves it, and a fresh install would resurrect the single-stack cluster from it (k3s #8024); this version migrates SQLite only")
+			"the datastore is external: this version migrates SQLite only")
 	}
 	return inhibit("k3s.datastore", "use a version of migrate that knows this datastore",
 		"the datastore is %s: this version migrates SQLite only", f.K3s.Datastore)
@@ -144,7 +154,7 @@ func scripts(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	}
 	if len(f.K3s.OtherUnit) > 0 {
 		out = append(out, inhibit("k3s.units", "remove the unit that is not in use",
-			"there are further K3s units (%s): with one of them the uninstall skips the removal of data, and the new server would start on the old datastore",
+			"there are further units of K3s: %s",
 			strings.Join(f.K3s.OtherUnit, ", "))...)
 	}
 	return out
@@ -232,7 +242,7 @@ func overlap(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 						"%s[%d] %s overlaps the host's own prefix %s on %s", field, i, r, a.Prefix, a.Interface)...)
 				}
 			}
-			for _, t := range f.Host.Routes {
+			for _, t := range slices.Concat(f.Host.Routes, f.Host.PolicyRoutes) {
 				if ownInterface(t.Interface) || t.Destination.Bits() == 0 || t.Protocol == "kernel" || !r.Overlaps(t.Destination) {
 					continue
 				}

@@ -35,6 +35,7 @@ type Reporter struct {
 	tasks   []*Task
 	drawn   int           // lines that now stand on the terminal below all other output
 	partial []byte        // the unfinished line written to Writer
+	asking  bool          // a question stands on the terminal: all else waits
 	stop    chan struct{} // ends the redrawing, nil when no task is under way
 }
 
@@ -110,6 +111,7 @@ func (r *Reporter) begin(t *Task) *Task {
 			progressbar.OptionSetElapsedTime(true),
 			progressbar.OptionSetPredictTime(t.total >= 0),
 			progressbar.OptionSetTheme(progressbar.ThemeASCII),
+			progressbar.OptionSetSpinnerChangeInterval(0), // it would draw by itself, beside String
 		)
 	}
 	r.tasks = append(r.tasks, t)
@@ -140,6 +142,9 @@ func (r *Reporter) keepDrawing(stop chan struct{}) {
 
 // redraw replaces the tasks' lines by their present state; r.mu is held.
 func (r *Reporter) redraw() {
+	if r.asking {
+		return
+	}
 	var b bytes.Buffer
 	r.erase(&b)
 	columns, rows := r.size()
@@ -285,10 +290,14 @@ func (t *Task) Done() {
 		fmt.Fprintln(r.w, line)
 		return
 	}
-	var b bytes.Buffer
-	r.erase(&b)
-	b.WriteString(line + "\n")
-	_, _ = r.w.Write(b.Bytes())
+	if r.asking {
+		r.partial = append(r.partial, line+"\n"...)
+	} else {
+		var b bytes.Buffer
+		r.erase(&b)
+		b.WriteString(line + "\n")
+		_, _ = r.w.Write(b.Bytes())
+	}
 	for i, other := range r.tasks {
 		if other == t {
 			r.tasks = append(r.tasks[:i], r.tasks[i+1:]...)
@@ -317,21 +326,54 @@ func (l lines) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.partial = append(r.partial, p...)
+	if err := r.flush(); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// flush passes on the whole lines of what was written; r.mu is held.
+func (r *Reporter) flush() error {
 	end := bytes.LastIndexByte(r.partial, '\n') + 1
-	if end == 0 {
-		return len(p), nil
+	if end == 0 || r.asking {
+		return nil
 	}
 	var b bytes.Buffer
 	r.erase(&b)
 	b.Write(r.partial[:end])
 	r.partial = append(r.partial[:0], r.partial[end:]...)
 	if _, err := r.w.Write(b.Bytes()); err != nil {
-		return 0, err
+		return err
 	}
 	if len(r.tasks) > 0 {
 		r.redraw()
 	}
-	return len(p), nil
+	return nil
+}
+
+// Question puts text at the beginning of a line, where the cursor stays for the answer. Until done is called
+// nothing else is shown; what was written meanwhile comes then.
+func (r *Reporter) Question(text string) (done func()) {
+	if r == nil {
+		return func() {}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var b bytes.Buffer
+	r.erase(&b)
+	b.WriteString(text)
+	_, _ = r.w.Write(b.Bytes())
+	r.asking = true
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.asking = false
+		_, _ = io.WriteString(r.w, "\n")
+		_ = r.flush()
+		if len(r.tasks) > 0 {
+			r.redraw()
+		}
+	}
 }
 
 func size(n int64) string {

@@ -182,6 +182,24 @@ workloads: done in \S+$`, strings.TrimSpace(s.text()))
 	require.Contains(t, s.text(), "another: done")
 }
 
+// A question stands alone until it is answered; nothing of what came meanwhile is lost.
+func TestQuestion(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	s := &screen{t: t, width: 60}
+	r := New(s, true)
+	r.size = func() (int, int) { return 60, 24 }
+	task, other := r.Wait("workloads"), r.Wait("objects")
+	done := r.Question("token: ")
+	require.Equal(t, "token: ", s.text(), "at once, without an end of line")
+	fmt.Fprint(r.Writer(), "a notice\n")
+	other.Done()
+	time.Sleep(3 * redrawEvery)
+	require.Equal(t, "token: ", s.text(), "nothing is drawn over it")
+	done()
+	require.Regexp(t, `^token: \na notice\nobjects: done in \S+\n\S workloads`, s.text())
+	task.Done()
+}
+
 func TestMoreTasksThanRows(t *testing.T) {
 	t.Setenv("TERM", "xterm")
 	s := &screen{t: t, width: 60}

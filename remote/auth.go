@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
-	"golang.org/x/term"
 )
 
 // AskFunc returns the passphrase of an encrypted private key file.
@@ -23,30 +22,6 @@ type AskFunc func(keyFile string) ([]byte, error)
 // when a server is ready to accept that key. Without it encrypted keys are used through the agent alone.
 func AskPassphrase(ask AskFunc) DialOption {
 	return func(s *settings) { s.keys.ask = ask }
-}
-
-// AskOnTerminal returns a function that asks on a terminal, without echo, once for each key file; nil where
-// in is no terminal.
-func AskOnTerminal(in *os.File, out io.Writer) AskFunc {
-	if !term.IsTerminal(int(in.Fd())) {
-		return nil
-	}
-	var mu sync.Mutex
-	answers := map[string][]byte{}
-	return func(keyFile string) ([]byte, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if answer, ok := answers[keyFile]; ok {
-			return answer, nil
-		}
-		fmt.Fprintf(out, "Passphrase of %s: ", keyFile)
-		defer fmt.Fprintln(out)
-		answer, err := term.ReadPassword(int(in.Fd()))
-		if err == nil {
-			answers[keyFile] = answer
-		}
-		return answer, err
-	}
 }
 
 // keyring keeps keys that were opened once, so that reconnections never ask again.

@@ -22,7 +22,7 @@ func (m *Migration) seal(context.Context) ([]runner.Action, error) {
 }
 
 func (m *Migration) proof(required []string) []runner.Action {
-	return []runner.Action{{
+	return append([]runner.Action{{
 		Name: "prove", Target: m.onLaptop(),
 		Summary: fmt.Sprintf("Re-read, checksum, decrypt and open %d artifacts", len(required)),
 		Command: "sha256sum -c, age --decrypt, tar --list, PRAGMA integrity_check",
@@ -37,12 +37,12 @@ func (m *Migration) proof(required []string) []runner.Action {
 			m.proven = slices.Contains(required, k3sState) // the last there is
 			return map[string]int{"artifacts": len(required)}, nil
 		},
-	}}
+	}}, m.proveBao()...)
 }
 
 // hotArtifacts are made while the cluster runs.
 func (m *Migration) hotArtifacts() []string {
-	names := []string{installScript, objects, namespaces, tlsSecrets, k3sFiles}
+	names := append([]string{installScript, objects, namespaces, tlsSecrets, k3sFiles}, m.baoArtifacts()...)
 	if len(m.Facts.Host.Strays) > 0 {
 		names = append(names, strays)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"sunbeam.pt/k3s-dualstack/backup"
 	"sunbeam.pt/k3s-dualstack/cluster"
+	"sunbeam.pt/k3s-dualstack/credentials"
 	"sunbeam.pt/k3s-dualstack/k3s"
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/preflight"
@@ -47,6 +48,9 @@ type Migration struct {
 	// Ask gets the passphrases of protected key files; nil where nobody can be
 	// asked.
 	Ask remote.AskFunc
+	// AskSecret asks for secret values that the plan wants typed in; nil where
+	// nobody can be asked.
+	AskSecret func(question string) ([]byte, error)
 
 	// KeepPresent makes a rollback leave volumes that are there as they are; by
 	// default the backup's contents come back and what differs is set aside.
@@ -57,6 +61,8 @@ type Migration struct {
 
 	// Facts are nil until the survey has taken them.
 	Facts *survey.Facts
+	// Waivers are the findings that do not stop the run, with the reasons.
+	Waivers preflight.Waivers
 	// Findings are preflight's, once it ran.
 	Findings []preflight.Finding
 	// Report is the verification's, once it ran.
@@ -74,6 +80,10 @@ type Migration struct {
 	host   *remote.Host
 	client *cluster.Client
 	set    *backup.Set
+	// reader reads what the plan points to.
+	reader *credentials.Reader
+	// bao is what was done to OpenBao in the new cluster, by one goroutine at a time.
+	bao revived
 }
 
 // New prepares a migration; facts that an earlier run kept are read again.
@@ -164,6 +174,17 @@ func (m *Migration) rebuilt(ctx context.Context) (*cluster.Client, error) {
 	return m.Client(ctx, m.Facts.K3s)
 }
 
+// connected is the API that is spoken to, before the first facts are kept too.
+func (m *Migration) connected(ctx context.Context) (*cluster.Client, error) {
+	m.mu.Lock()
+	c := m.client
+	m.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	return m.rebuilt(ctx)
+}
+
 // hasSet tells whether a backup set was begun, without beginning one.
 func (m *Migration) hasSet() bool {
 	_, err := os.Stat(m.file(setDir))
@@ -212,6 +233,12 @@ func (m *Migration) bind(key string) runner.Bind {
 		}
 		return string(data)
 	}
+	// Of OpenBao what is kept; how it is reached and where token and keys come from
+	// may be mended.
+	var kept []string
+	if b := spec.Backup.OpenBao; b != nil {
+		kept = append([]string{b.Sentinel}, b.Mounts...)
+	}
 	return runner.Bind{Plan: m.Plan.Metadata.Name, Extra: map[string]string{
 		hostKey:                             key,
 		"spec.hosts[0].name":                m.Plan.Server().Name,
@@ -224,6 +251,7 @@ func (m *Migration) bind(key string) runner.Bind {
 		"spec.backup.tlsSecrets":            text(spec.Backup.TLSSecrets),
 		"spec.backup.objects":               text(spec.Backup.Objects),
 		"spec.backup.encryption.recipients": text(spec.Backup.Encryption.Recipients),
+		"spec.backup.openBao":               text(kept),
 	}}
 }
 
@@ -254,7 +282,11 @@ func (m *Migration) Survey(ctx context.Context) (*survey.Facts, error) {
 	if err != nil {
 		return nil, err
 	}
-	return survey.Take(ctx, h, c, in, m.Plan)
+	facts, err := survey.Take(ctx, h, c, in, m.Plan, m.baoToken)
+	if err == nil && facts.OpenBao != nil && facts.OpenBao.Problem == "" {
+		facts.OpenBao.NoKeys, err = m.noBaoKeys(ctx, facts.OpenBao.Keys())
+	}
+	return facts, err
 }
 
 // InhibitedError says that preflight forbids the run.
@@ -263,7 +295,7 @@ type InhibitedError struct{ Findings []preflight.Finding }
 func (e *InhibitedError) Error() string {
 	n := 0
 	for _, f := range e.Findings {
-		if f.Severity == preflight.Inhibitor {
+		if f.Inhibits() {
 			n++
 		}
 	}
@@ -290,7 +322,7 @@ func (m *Migration) Check() error {
 	if laptop.Free, err = free(m.Plan.Spec.WorkDir); err != nil {
 		return fmt.Errorf("laptop: measuring the space below %s: %w", m.Plan.Spec.WorkDir, err)
 	}
-	m.Findings = preflight.Check(m.Plan, m.Facts, laptop)
+	m.Findings = preflight.Judge(preflight.Check(m.Plan, m.Facts, laptop), m.Waivers)
 	if preflight.Inhibited(m.Findings) {
 		return &InhibitedError{Findings: m.Findings}
 	}

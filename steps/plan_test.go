@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
+	"sunbeam.pt/k3s-dualstack/openbao"
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/survey"
@@ -88,7 +89,11 @@ func migration(t testing.TB, edit func(*plans.Spec)) *Migration {
 	if edit != nil {
 		edit(&plan.Spec)
 	}
-	return &Migration{Plan: plan, Facts: facts(t)}
+	m := &Migration{Plan: plan, Facts: facts(t)}
+	if plan.Spec.Backup.OpenBao != nil {
+		m.Facts.OpenBao = &survey.OpenBao{Servers: []survey.OpenBaoServer{{Name: "openbao/openbao-0", Status: openbao.Status{Storage: "raft", Shares: 5, Threshold: 3}}}}
+	}
+	return m
 }
 
 func preview(t testing.TB, m *Migration) []runner.Planned {
@@ -142,6 +147,14 @@ var variants = []struct {
 		s.K3s.InstallScript = "/home/ana/install.sh"
 		s.Services.Policy = plans.ServicesKeep
 		s.Backup.Volumes.Concurrency = 1
+	}},
+	{"openbao", func(s *plans.Spec) {
+		s.Backup.OpenBao = &plans.OpenBao{Namespace: "openbao", Service: "openbao", Port: 8200, Token: plans.Secret{Prompt: true},
+			UnsealKeys: []plans.Secret{{Kubernetes: &plans.SecretKey{Namespace: "openbao", Name: "keys", Key: "unseal"}}}}
+	}},
+	{"source", func(s *plans.Spec) {
+		s.Platform.Manifests = []string{"/home/ana/shop/base", "/home/ana/shop/my overlay"}
+		s.Platform.Rehearse = []string{"/opt/shop/platform", "seed"}
 	}},
 	{"require-dual-stack", func(s *plans.Spec) { s.Services.Policy = plans.ServicesRequireDualStack }},
 }
@@ -241,7 +254,9 @@ var repeatable = map[string]string{
 	"claims/reserve":     "objects that are there already are left alone",
 	"platform/manifests": "writes the same files",
 	"platform/up":        "the plan's command deploys declaratively, and is repeated when it fails, too",
+	"platform/openbao":   "a server that is unsealed and has its data is left alone; one that was begun to be restored is restored",
 	"platform/workloads": "waits",
+	"platform/synced":    "waits",
 	"platform/release":   "sets the same policy",
 	"services/patch":     "Services that are dual-stack are left alone",
 	"verify/verify":      "reads",

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/restore"
 	"sunbeam.pt/k3s-dualstack/runner"
 )
@@ -48,7 +49,9 @@ func (m *Migration) platform(context.Context) ([]runner.Action, error) {
 		Summary: "Run the platform's own deployment, with a KUBECONFIG that goes through the SSH connection",
 		Command: "KUBECONFIG=… " + strings.Join(p.Command, " "),
 		Run:     func(ctx context.Context) (any, error) { return nil, m.platformUp(ctx) },
-	}, runner.Action{
+	})
+	actions = append(actions, m.baoBack()...)
+	actions = append(actions, runner.Action{
 		Name: "workloads", Target: m.onCluster(),
 		Summary: "Wait until every Deployment, StatefulSet and DaemonSet is available",
 		Command: "kubectl rollout status …",
@@ -64,17 +67,30 @@ func (m *Migration) platform(context.Context) ([]runner.Action, error) {
 			return nil, c.WaitWorkloads(ctx, t)
 		},
 	})
+	actions = append(actions, m.dependentsBack()...)
 	return append(actions, m.release()...), nil
 }
 
 func (m *Migration) kubeconfig() string { return m.file("kubeconfig") }
 
 func (m *Migration) platformUp(ctx context.Context) error {
-	p := m.Plan.Spec.Platform
+	ctx, stopBao, err := m.baoMeanwhile(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopBao()
 	c, err := m.rebuilt(ctx)
 	if err != nil {
 		return err
 	}
+	return m.platformCommand(ctx, c, "spec.platform.command", m.Plan.Spec.Platform.Command,
+		"the cluster is dual-stack and its volumes and secrets are back: repair what the output names, then `migrate run` repeats the command")
+}
+
+// platformCommand runs a command of the plan's platform on the laptop, with a KUBECONFIG
+// for c. field is where it stands in the plan, next what to do when it fails.
+func (m *Migration) platformCommand(ctx context.Context, c *cluster.Client, field string, command []string, next string) error {
+	p := m.Plan.Spec.Platform
 	kubeconfig, stop, err := c.Forward(ctx)
 	if err != nil {
 		return err
@@ -90,7 +106,7 @@ func (m *Migration) platformUp(ctx context.Context) error {
 
 	ctx, cancel := context.WithTimeoutCause(ctx, p.Timeout.Duration, fmt.Errorf("spec.platform.timeout of %s passed", p.Timeout.Duration))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, p.Command[0], p.Command[1:]...)
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Dir = p.Directory
 	cmd.Env = os.Environ()
 	for _, name := range slices.Sorted(maps.Keys(p.Environment)) {
@@ -112,10 +128,14 @@ func (m *Migration) platformUp(ctx context.Context) error {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
 	}
 	if err != nil {
+		var bao *baoError
+		if errors.As(context.Cause(ctx), &bao) {
+			return bao
+		}
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			err = cause
 		}
-		return fmt.Errorf("spec.platform.command %q: %w; the end of its output:\n%s\nthe cluster is dual-stack and its volumes and secrets are back: repair what the output names, then `migrate run` repeats the command", strings.Join(p.Command, " "), err, tail)
+		return fmt.Errorf("%s %q: %w; the end of its output:\n%s\n%s", field, strings.Join(command, " "), err, tail, next)
 	}
 	return nil
 }

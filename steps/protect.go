@@ -65,6 +65,7 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 			Run:     func(ctx context.Context) (any, error) { return nil, m.keepTree(ctx, strays, found) },
 		})
 	}
+	actions = append(actions, m.protectBao()...)
 	for _, v := range m.Facts.Cluster.Volumes {
 		if !v.Copied() {
 			continue

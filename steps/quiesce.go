@@ -23,7 +23,7 @@ func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
 	return []runner.Action{{
 		Name: "refresh", Target: m.onCluster(),
-		Summary: "See that nothing moved since the survey; export objects, secrets and configuration as they are now",
+		Summary: "See that nothing moved since the survey; export objects, secrets and configuration as they are now" + m.alsoBao(),
 		Command: "kubectl get pv && kubectl get secrets -A --field-selector type=kubernetes.io/tls -o yaml > tls-backup.yaml",
 		Run:     func(ctx context.Context) (any, error) { return nil, m.refresh(ctx) },
 		Done: func(ctx context.Context) (bool, error) {
@@ -55,7 +55,7 @@ func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 // undoQuiesce starts the old cluster again, as it was.
 func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
-	return []runner.Action{{
+	actions := []runner.Action{{
 		// Durable before the start: an attempt that was cut off has started K3s, and
 		// the next could not tell what is of before.
 		Name: stoppedAt, Target: m.onHost(),
@@ -83,7 +83,8 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 		Summary: "Wait until the kubelet has started the pods again",
 		Command: "kubectl get pods -A",
 		Run:     m.waitPodsAgain,
-	}}, nil
+	}}
+	return append(actions, m.baoAgain()...), nil
 }
 
 // stoppedAt is the undo action whose data say until when K3s was stopped.
@@ -184,6 +185,9 @@ func (m *Migration) refresh(ctx context.Context) error {
 		return err
 	}
 	if err := m.keepTree(ctx, k3sFiles, now.K3s.Files()); err != nil {
+		return err
+	}
+	if err := m.refreshBao(ctx, now); err != nil {
 		return err
 	}
 	if err := m.keep(factsFile, now); err != nil {

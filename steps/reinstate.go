@@ -107,6 +107,20 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 			}),
 		})
 	}
+	if empty := m.leftOut(); len(empty) > 0 {
+		command := "for d in " + remote.Quote(empty...) + `; do [ -e "$d" ] || mkdir -p -m 777 "$d" || exit; done`
+		actions = append(actions, runner.Action{
+			Name: "empty volumes", Target: m.onHost(), Alone: true,
+			Summary: fmt.Sprintf("Make the directories of the volumes that the plan left out of the backup (%d), empty: without them their pods do not start", len(empty)),
+			Command: command,
+			Run: m.onceUninstalled(func(ctx context.Context, h *remote.Host, _ *backup.Set) (any, error) {
+				if err := h.Run(ctx, command); err != nil {
+					return nil, fmt.Errorf("host %s: making the directories of volumes that were left out: %w", h.Name(), err)
+				}
+				return nil, nil
+			}),
+		})
+	}
 	for _, v := range m.Facts.Cluster.Volumes {
 		if !v.Copied() {
 			continue
@@ -139,6 +153,16 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 			return nil, h.Run(ctx, "rm -f "+uninstalling)
 		},
 	}), nil
+}
+
+// leftOut are the directories of excluded volumes that the uninstall deletes.
+func (m *Migration) leftOut() (dirs []string) {
+	for _, v := range m.Facts.Cluster.Volumes {
+		if v.Excluded && strings.HasPrefix(v.Path, m.Facts.K3s.DataDir+"/") {
+			dirs = append(dirs, v.Path)
+		}
+	}
+	return dirs
 }
 
 // restored is the undo action that comes when everything is put back.

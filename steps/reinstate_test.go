@@ -57,7 +57,7 @@ func TestUndoOfAnUninstallThatNeverBegan(t *testing.T) {
 			t.Errorf("%s: %v", a.Name, data)
 		}
 	}
-	if n != 10 || m.set != nil || m.hasSet() {
+	if n != 11 || m.set != nil || m.hasSet() {
 		t.Errorf("%d actions; a backup set was opened %t, begun %t", n, m.set != nil, m.hasSet())
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
+	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/runner"
 )
 
@@ -101,16 +102,18 @@ var undoRepeatable = map[string]string{
 	"uninstall/state back":     "writes the same files",
 	"uninstall/datastore back": "writes the same files; nothing has served from them, or it would have to be done anew",
 	"uninstall/strays back":    "writes the same files",
+	"uninstall/empty volumes":  "directories that are there are left alone",
 	"uninstall/volume back":    "a volume that equals the backup is left alone",
 	"uninstall/note":           "removes what may be gone",
 	"quiesce/time":             "reads; it is durable before K3s is started",
 	"quiesce/start again":      "starting what runs does nothing",
 	"quiesce/node again":       "waits",
 	"quiesce/pods again":       "waits",
+	"quiesce/openbao again":    "a server that is unsealed is left alone",
 }
 
 func TestUndoActionsCanBeContinued(t *testing.T) {
-	m := migration(t, nil)
+	m := migration(t, func(s *plans.Spec) { s.Backup.OpenBao = &plans.OpenBao{} })
 	found := map[string]bool{}
 	for _, s := range m.Sequence() {
 		if s.Undo == nil {

@@ -3,7 +3,9 @@ package steps
 import (
 	"context"
 
+	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/survey"
 )
 
 // survey takes the facts and keeps them for the whole run.
@@ -18,10 +20,22 @@ func (m *Migration) survey(context.Context) ([]runner.Action, error) {
 	}}, nil
 }
 
+// SurveyAll is [Migration.Survey] with the plan's hostnames as the laptop sees them.
+func (m *Migration) SurveyAll(ctx context.Context) (*survey.Facts, error) {
+	names := make(chan []survey.Name, 1)
+	go func() { names <- survey.Laptop{}.Names(ctx, m.Plan.Spec.Verify.Hostnames) }()
+	facts, err := m.Survey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	facts.Names = <-names
+	return facts, nil
+}
+
 func (m *Migration) takeFacts(ctx context.Context) (any, error) {
 	t := m.Progress.Wait("Reading host and cluster")
 	defer t.Done()
-	facts, err := m.Survey(ctx)
+	facts, err := m.SurveyAll(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -32,14 +46,49 @@ func (m *Migration) takeFacts(ctx context.Context) (any, error) {
 	return map[string]any{"facts": facts.Digest(), "volumeBytes": facts.VolumeBytes()}, nil
 }
 
+// checks is the action whose data are what preflight found.
+const checks = "checks"
+
+// judged are the data of checks.
+type judged struct {
+	Findings []preflight.Finding `json:"findings"`
+}
+
+// Findings are those of a run's preflight, with the reasons for which some were
+// waived; none before it passed.
+func Findings(state runner.State) ([]preflight.Finding, error) {
+	var kept, drifted judged
+	_, err := state.Data("preflight", checks, &kept)
+	if err == nil {
+		_, err = state.Data("preflight", drift, &drifted)
+	}
+	return append(kept.Findings, drifted.Findings...), err
+}
+
+// Waived are the waivers with which the run passed preflight.
+func (m *Migration) Waived() (preflight.Waivers, error) {
+	state, err := m.State()
+	if err != nil {
+		return nil, err
+	}
+	found, err := Findings(state)
+	waivers := preflight.Waivers{}
+	for _, f := range found {
+		if f.Waived != "" {
+			waivers[f.ID] = f.Waived
+		}
+	}
+	return waivers, err
+}
+
 // preflight judges the facts.
 func (m *Migration) preflight(context.Context) ([]runner.Action, error) {
-	return []runner.Action{{
-		Name: "checks", Target: m.onLaptop(),
+	return append([]runner.Action{{
+		Name: checks, Target: m.onLaptop(),
 		Summary: "Check plan and facts; inhibitors stop the run",
 		Run: func(ctx context.Context) (any, error) {
 			err := m.Check()
-			return map[string]any{"findings": m.Findings}, err
+			return judged{m.Findings}, err
 		},
-	}}, nil
+	}}, m.source()...), nil
 }

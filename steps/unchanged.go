@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -34,7 +36,15 @@ func (m *Migration) compareWithFacts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	checks := append(identityChecks(m.Facts, now), m.workloadsCheck(ctx, c))
+	bao, err := m.compareBao(ctx)
+	if err != nil {
+		return err
+	}
+	patience := m.Plan.Spec.Verify.Timeout.Duration
+	if len(bao) > 0 && bao[0].Status == verify.Fail {
+		patience = 10 * time.Second // itself and what needs it would be waited for in vain
+	}
+	checks := append(identityChecks(m.Facts, now), m.workloadsCheck(ctx, c, patience))
 	// Before the uninstall a rollback needs no backup set; what only that could
 	// tell is then said to be unknown.
 	objects, err := m.objectsCheck(ctx, c)
@@ -49,6 +59,7 @@ func (m *Migration) compareWithFacts(ctx context.Context) error {
 		}
 		checks = append(checks, volumes...)
 	}
+	checks = append(checks, bao...)
 	if ctx.Err() != nil {
 		return fmt.Errorf("comparing the cluster with what it was: %w", ctx.Err())
 	}
@@ -101,9 +112,11 @@ func identityChecks(was, now *survey.Facts) []verify.Check {
 			moved = append(moved, fmt.Sprintf("podCIDRs of node %s: were %v, are %v", n.Name, n.PodCIDRs, is.PodCIDRs))
 		}
 	}
-	// What a rollback sets aside in the storage belongs to no volume.
+	// What a rollback sets aside in the storage belongs to no volume, nor do the
+	// directories that local-path made for the dual-stack cluster.
 	moved = slices.DeleteFunc(moved, func(s string) bool {
-		return strings.Contains(s, ".replaced-") && strings.HasSuffix(s, " in the volumes' storage is new")
+		dir, stray := strings.CutSuffix(s, " in the volumes' storage is new")
+		return stray && (strings.Contains(dir, ".replaced-") || strings.HasPrefix(path.Base(dir), "pvc-"))
 	})
 	var settings []string
 	for _, key := range slices.Sorted(maps.Keys(was.K3s.Settings)) {
@@ -122,10 +135,10 @@ func identityChecks(was, now *survey.Facts) []verify.Check {
 	}
 }
 
-func (m *Migration) workloadsCheck(ctx context.Context, c *cluster.Client) verify.Check {
+func (m *Migration) workloadsCheck(ctx context.Context, c *cluster.Client, patience time.Duration) verify.Check {
 	t := m.Progress.Wait("Waiting for workloads")
 	defer t.Done()
-	ctx, cancel := context.WithTimeout(ctx, m.Plan.Spec.Verify.Timeout.Duration)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var short []string
 	if err := c.WaitWorkloads(ctx, t); err != nil {

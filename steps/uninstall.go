@@ -253,6 +253,11 @@ func (m *Migration) reopen(ctx context.Context, h *remote.Host) error {
 	if err := c.WaitAPI(wait, t); err != nil {
 		return err
 	}
+	if m.hasBao() {
+		if err := m.reviveBao(wait, reviveMode{}, &revived{}); err != nil {
+			return err
+		}
+	}
 	if err := m.refresh(ctx); err != nil {
 		return err
 	}

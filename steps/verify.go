@@ -67,7 +67,7 @@ func (m *Migration) Verify(ctx context.Context, timeout time.Duration) (verify.R
 	}
 	if m.Facts != nil && o.Want == verify.DualStack {
 		o.Secrets = m.Facts.Cluster.TLSSecrets
-		o.Volumes = m.compareVolumes
+		o.Contents = m.compareContents
 	}
 	report, err := verify.Run(ctx, o)
 	if err != nil {

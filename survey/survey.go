@@ -37,6 +37,10 @@ type Facts struct {
 	Host    Host              `json:"host"`
 	K3s     *k3s.Installation `json:"k3s"`
 	Cluster Cluster           `json:"cluster"`
+	// OpenBao is nil when the plan names none.
+	OpenBao *OpenBao `json:"openBao,omitempty"`
+	// Names are the plan's hostnames as the laptop sees them.
+	Names []Name `json:"names,omitempty"`
 }
 
 // Host is the machine.
@@ -62,6 +66,19 @@ type Host struct {
 	Strays []string `json:"strays,omitempty"`
 	// MissingTools says which of the tools that backups need are not there.
 	MissingTools string `json:"missingTools,omitempty"`
+
+	// Skew is how many seconds the host's clock is ahead of the laptop's.
+	Skew int `json:"skew,omitempty"`
+	// Forwarding tells whether the host forwards IPv6 already.
+	Forwarding bool `json:"forwarding,omitempty"`
+	// IPv6Off tells that new interfaces, as those of pods are, get no IPv6.
+	IPv6Off bool `json:"ipv6Off,omitempty"`
+	// NoIP6Tables tells that neither the host nor K3s has ip6tables.
+	NoIP6Tables bool `json:"noIP6Tables,omitempty"`
+	// PolicyRoutes are those of further tables, as VPNs make them.
+	PolicyRoutes []Route  `json:"policyRoutes,omitempty"`
+	Disk         Disk     `json:"disk,omitzero"`
+	Firewall     Firewall `json:"firewall,omitzero"`
 }
 
 // Address is one address of an interface.
@@ -98,6 +115,7 @@ type Cluster struct {
 	Namespaces    []string                `json:"namespaces"`
 	TLSSecrets    map[string]string       `json:"tlsSecrets"` // namespace/name → SHA-256 of type, data and annotations
 	Services      []cluster.ServiceChange `json:"services"`
+	Workloads     Workloads               `json:"workloads,omitzero"`
 }
 
 // Node of the cluster.
@@ -115,6 +133,8 @@ type Volume struct {
 	Bytes    int64 `json:"bytes"`
 	Files    int64 `json:"files"`
 	Excluded bool  `json:"excluded,omitempty"` // by the plan
+	// Missing tells that its directory is not there.
+	Missing bool `json:"missing,omitempty"`
 }
 
 // Ref is how backup and restore name the volume.
@@ -142,15 +162,22 @@ func (f *Facts) Digest() string {
 }
 
 // Take surveys the host and, where K3s's API server answers, the cluster; a
-// server that does not answer leaves [Facts.Cluster] without nodes.
-func Take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Installation, plan *plans.Plan) (*Facts, error) {
+// server that does not answer leaves [Facts.Cluster] without nodes. token gets
+// the one with which OpenBao is read, where the plan names an OpenBao.
+func Take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Installation, plan *plans.Plan, token func(context.Context) (string, error)) (*Facts, error) {
 	f := &Facts{Taken: time.Now().UTC(), K3s: in}
+	var workloads Workloads
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { f.Host, err = readHost(gctx, h, in); return err })
 	g.Go(func() (err error) { f.Cluster, err = readCluster(gctx, h, c, plan); return err })
+	g.Go(func() (err error) { workloads, err = readWorkloads(gctx, c, in, f.Taken); return err })
+	if p := plan.Spec.Backup.OpenBao; p != nil {
+		g.Go(func() (err error) { f.OpenBao, err = ReadOpenBao(gctx, h, c, p, token); return err })
+	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
+	f.Cluster.Workloads = workloads
 	var err error
 	f.Host.Strays, err = f.Unknown(ctx, h)
 	return f, err
@@ -203,6 +230,11 @@ func (f *Facts) Moved(now *Facts) (moved []string) {
 			differ("volume "+pv, was[pv], is[pv])
 		}
 	}
+	for _, v := range now.Cluster.Volumes {
+		if v.Missing && !slices.ContainsFunc(f.Cluster.Volumes, func(w Volume) bool { return w.PV == v.PV && w.Missing }) {
+			moved = append(moved, fmt.Sprintf("volume %s: its directory %s is gone", v.PV, v.Path))
+		}
+	}
 	for _, pv := range slices.Sorted(maps.Keys(was)) {
 		if _, ok := is[pv]; !ok {
 			moved = append(moved, fmt.Sprintf("volume %s (%s) is gone", pv, was[pv]))
@@ -224,6 +256,13 @@ echo "os=$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"
 echo "addresses=$(ip -j addr)"
 echo "routes4=$(ip -j -4 route)"
 echo "routes6=$(ip -j -6 route)"
+echo "tables4=$(ip -j -4 route show table all)"
+echo "tables6=$(ip -j -6 route show table all)"
+echo "now=$(date +%%s)"
+echo "forwarding=$(cat /proc/sys/net/ipv6/conf/all/forwarding 2>/dev/null)"
+echo "off=$(cat /proc/sys/net/ipv6/conf/default/disable_ipv6 2>/dev/null)"
+PATH=$PATH:/usr/sbin:/sbin
+command -v ip6tables >/dev/null || [ -x %s ] || echo "noip6tables="
 for i in /proc/sys/net/ipv6/conf/*; do echo "ra=${i##*/} $(cat $i/accept_ra 2>/dev/null)"; done
 for d in %s; do
   e=$d; while [ ! -e "$e" ]; do e=$(dirname "$e"); done
@@ -233,17 +272,27 @@ true`
 
 func readHost(ctx context.Context, h *remote.Host, in *k3s.Installation) (Host, error) {
 	host := Host{Name: h.Name(), AcceptRA: -1, Free: map[string]int64{}}
-	out, err := h.Output(ctx, fmt.Sprintf(readings, remote.Quote(in.DataDir, in.Storage(), remote.StateDir)))
+	bundled := path.Join(in.DataDir, "data/current/bin/aux/ip6tables")
+	out, err := h.Output(ctx, fmt.Sprintf(readings, remote.Quote(bundled), remote.Quote(in.DataDir, in.Storage(), remote.StateDir)))
 	if err != nil {
 		return host, fmt.Errorf("host %s: surveying it: %w", h.Name(), err)
 	}
 	if err := host.parse(out); err != nil {
 		return host, fmt.Errorf("host %s: surveying it: %w", h.Name(), err)
 	}
+	_, clock, _ := strings.Cut(out, "\nnow=")
+	clock, _, _ = strings.Cut(clock, "\n")
+	if now, err := strconv.ParseInt(clock, 10, 64); err == nil {
+		host.Skew = int(now - time.Now().Unix())
+	}
 	if err := backup.HostTools(ctx, h); err != nil {
 		host.MissingTools = err.Error()
 	}
-	return host, nil
+	if host.Disk, err = readDisk(ctx, h, in); err != nil {
+		return host, err
+	}
+	host.Firewall, err = readFirewall(ctx, h)
+	return host, err
 }
 
 func (host *Host) parse(out string) error {
@@ -267,8 +316,18 @@ func (host *Host) parse(out string) error {
 			host.Addresses, err = parseAddresses(value)
 		case "routes4", "routes6":
 			var routes []Route
-			routes, err = parseRoutes(value, name == "routes6")
+			routes, err = parseRoutes(value, name == "routes6", false)
 			host.Routes = append(host.Routes, routes...)
+		case "tables4", "tables6":
+			var routes []Route
+			routes, err = parseRoutes(value, name == "tables6", true)
+			host.PolicyRoutes = append(host.PolicyRoutes, routes...)
+		case "forwarding":
+			host.Forwarding = value == "1"
+		case "off":
+			host.IPv6Off = value == "1"
+		case "noip6tables":
+			host.NoIP6Tables = true
 		case "ra":
 			var dev string
 			v := -1
@@ -338,12 +397,15 @@ func parseAddresses(js string) ([]Address, error) {
 	return out, nil
 }
 
-func parseRoutes(js string, v6 bool) ([]Route, error) {
+// parseRoutes reads those of the main table, or with policy those of further
+// ones that lead somewhere else than to the internet.
+func parseRoutes(js string, v6, policy bool) ([]Route, error) {
 	if strings.TrimSpace(js) == "" {
 		return nil, nil
 	}
 	var rs []struct {
 		Type    string `json:"type"`
+		Table   string `json:"table"`
 		Dst     string `json:"dst"`
 		Dev     string `json:"dev"`
 		Gateway string `json:"gateway"`
@@ -364,6 +426,9 @@ func parseRoutes(js string, v6 bool) ([]Route, error) {
 	for _, r := range rs {
 		if r.Dst == "" {
 			continue // an entry that a filter emptied
+		}
+		if policy && (r.Table == "" || r.Table == "main" || r.Table == "local" || r.Dst == "default") {
+			continue
 		}
 		if r.Dev == "" && len(r.Nexthops) > 0 {
 			r.Dev, r.Gateway = r.Nexthops[0].Dev, r.Nexthops[0].Gateway
@@ -462,10 +527,21 @@ func describeNode(n corev1.Node) Node {
 }
 
 func measureVolumes(ctx context.Context, h *remote.Host, plan *plans.Plan, volumes []cluster.Volume, out *Cluster) error {
+	var paths []string
+	for _, v := range volumes {
+		if v.Path != "" {
+			paths = append(paths, v.Path)
+		}
+	}
+	answer, err := h.Output(ctx, "for d in "+remote.Quote(paths...)+`; do [ -d "$d" ] || echo "$d"; done`)
+	if err != nil {
+		return fmt.Errorf("host %s: looking for the volumes' directories: %w", h.Name(), err)
+	}
+	missing := strings.Split(answer, "\n")
 	for _, v := range volumes {
 		fv := Volume{Volume: v, Excluded: slices.Contains(plan.Spec.Backup.Volumes.Exclude, v.Namespace+"/"+v.Claim)}
-		if fv.Copied() {
-			var err error
+		fv.Missing = fv.Copied() && slices.Contains(missing, v.Path)
+		if fv.Copied() && !fv.Missing {
 			if fv.Bytes, fv.Files, err = backup.Measure(ctx, h, []string{v.Path}); err != nil {
 				return fmt.Errorf("volume %s/%s (%s): measuring %s: %w", v.Namespace, v.Claim, v.PV, path.Clean(v.Path), err)
 			}

@@ -83,7 +83,7 @@ func TestParseRefuses(t *testing.T) {
 
 func TestParseRoutesOfNothing(t *testing.T) {
 	for _, js := range []string{"", " ", "[]", "[ ]", "[{}]", "[{},{}]", "null"} {
-		routes, err := parseRoutes(js, true)
+		routes, err := parseRoutes(js, true, false)
 		if err != nil || len(routes) != 0 {
 			t.Errorf("%q: %v, %v", js, routes, err)
 		}
@@ -195,6 +195,7 @@ func TestMoved(t *testing.T) {
 			f.Cluster.Volumes = append(f.Cluster.Volumes, volume("pv-3", "c", "/s/3", cluster.HostPath, 1))
 		}, []string{"volume pv-3 (data/c at /s/3) is new"}},
 		{"a volume less", func(f *Facts) { f.Cluster.Volumes = f.Cluster.Volumes[1:] }, []string{"volume pv-1 (data/a at /s/1) is gone"}},
+		{"a directory less", func(f *Facts) { f.Cluster.Volumes[0].Missing = true }, []string{"volume pv-1: its directory /s/1 is gone"}},
 		{"another claim", func(f *Facts) { f.Cluster.Volumes[0].Claim = "z" }, []string{"volume pv-1: was data/a at /s/1, is data/z at /s/1"}},
 		{"a stray", func(f *Facts) { f.Host.Strays = append(f.Host.Strays, "/s/new") }, []string{"/s/new in the volumes' storage is new"}},
 	} {

@@ -41,6 +41,7 @@ const (
 	HostnamesReachable = "hostnames.reachable" // they answer HTTP or HTTPS from a pod
 	VolumeContents     = "volumes.contents"    // a volume holds what was backed up
 	TLSSecrets         = "secrets.tls"         // a TLS secret is what was backed up
+	OpenBao            = "openbao.secrets"     // OpenBao is unsealed and has every version of every secret that was exported
 )
 
 // group is the part of the table that a check belongs to, and what the check is called there.
@@ -68,6 +69,7 @@ var groups = []group{
 	{HostnamesReachable, "hostnames", "reachable from a pod"},
 	{VolumeContents, "data", "volumes"},
 	{TLSSecrets, "data", "TLS secrets"},
+	{OpenBao, "data", "OpenBao"},
 }
 
 // Check is one thing that was looked at, and what was seen.

@@ -51,8 +51,9 @@ type Options struct {
 	Want Stack
 	// Timeout is how long what can settle may take. Default: the plan's spec.verify.timeout. Not used with SingleStack.
 	Timeout time.Duration
-	// Volumes compares the volumes' contents with the backup set; nil leaves them out. Its checks have the ID VolumeContents.
-	Volumes func(ctx context.Context) ([]Check, error)
+	// Contents compares what lies in the volumes and in OpenBao with the backup set; nil leaves them out. Its checks have the
+	// IDs VolumeContents and OpenBao.
+	Contents func(ctx context.Context) ([]Check, error)
 	// Secrets are the digests (see SecretDigest) that TLS secrets must have, by "namespace/name".
 	Secrets map[string]string
 	// Detail is told what is being done, for a progress display; may be nil.
@@ -129,13 +130,13 @@ func run(ctx context.Context, o Options, h site) (Report, error) {
 		return Report{}, err
 	}
 	checks = append(checks, secrets...)
-	if o.Volumes != nil {
+	if o.Contents != nil {
 		o.Detail("contents of volumes")
-		volumes, err := o.Volumes(ctx)
+		contents, err := o.Contents(ctx)
 		if err != nil {
-			return Report{}, fmt.Errorf("verify: comparing the volumes: %w", err)
+			return Report{}, fmt.Errorf("verify: comparing with the backup set: %w", err)
 		}
-		checks = append(checks, volumes...)
+		checks = append(checks, contents...)
 	}
 	return newReport(o.Want, o.Plan.Metadata.Name, checks), nil
 }

@@ -381,7 +381,7 @@ func TestRunWithFakeClientset(t *testing.T) {
 			w.plan.Spec.Verify.Hostnames = []string{"nowhere.lab"}
 			*o = w.options()
 			o.Secrets = map[string]string{"ingress/pingora-tls": "0"}
-			o.Volumes = func(context.Context) ([]Check, error) {
+			o.Contents = func(context.Context) ([]Check, error) {
 				return []Check{fail(VolumeContents, "data/small", "", "3 of 5000 files differ", "restore it")}, nil
 			}
 		}},

@@ -361,9 +361,7 @@ func (s *setSource) open(c *cobra.Command, keys bool) (*backup.Set, *progress.Re
 			return nil, nil, usageError{errors.New("with --dir, name the file of a private key that opens the set with --identity")}
 		}
 		p = progress.New(c.ErrOrStderr(), isTerminal(c.ErrOrStderr()))
-		if in, ok := c.InOrStdin().(*os.File); ok {
-			ask = remote.AskOnTerminal(in, p.Writer())
-		}
+		ask = askPassphrase(c, p)
 	} else {
 		m, err := load(c, *s.plan)
 		if err != nil {

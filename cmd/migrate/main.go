@@ -126,13 +126,15 @@ func newRoot() *cobra.Command {
 		Short: "Make an IPv4-only K3s cluster dual-stack",
 		Long: strings.TrimSpace(`
 migrate takes a K3s cluster that was installed IPv4-only through the rebuild
-that makes it dual-stack, and brings everything back: volumes, TLS secrets, the
+that makes it dual-stack, and brings everything back: volumes, TLS secrets, OpenBao, the
 platform. It runs on your laptop and reaches the host over SSH.
 
 Nothing is destroyed before every artifact it endangers is on the laptop, read
 again, checksummed, decrypted and opened. A run can be stopped or cut off
 anywhere; the same command continues it.`),
-		Example: `  migrate plan -f plan.yaml       # look at the host, print every step, change nothing
+		Example: `  migrate init --host root@HOST   # look at the host, write plan.yaml
+  migrate check -f plan.yaml      # does anything stand in the way?
+  migrate plan -f plan.yaml       # look at the host, print every step, change nothing
   migrate run -f plan.yaml        # do it, or continue it
   migrate status -f plan.yaml     # where is it?
   migrate rollback -f plan.yaml   # back to the old cluster
@@ -143,7 +145,7 @@ anywhere; the same command continues it.`),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), backupCommand(), verifyCommand(), schemaCommand(), versionCommand())
+	root.AddCommand(initCommand(), checkCommand(), driftCommand(), planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), backupCommand(), openBaoCommand(), manifestsCommand(), verifyCommand(), schemaCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	completion, _, _ := root.Find([]string{"completion"})
 	completion.RunE = root.RunE // without it, any argument would be taken

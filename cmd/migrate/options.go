@@ -13,7 +13,6 @@ import (
 
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/progress"
-	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/steps"
 )
 
@@ -53,9 +52,8 @@ func load(c *cobra.Command, file string) (*steps.Migration, error) {
 	if err != nil {
 		return nil, err
 	}
-	if in, ok := c.InOrStdin().(*os.File); ok {
-		m.Ask = remote.AskOnTerminal(in, p.Writer())
-	}
+	m.Ask = askPassphrase(c, p)
+	m.AskSecret = askSecret(c, p)
 	return m, nil
 }
 

@@ -59,13 +59,18 @@ status is 3 when a finding forbids the run.`),
 		}
 		if !p.Begun {
 			t := m.Progress.Wait("Reading host and cluster")
-			m.Facts, err = m.Survey(c.Context())
+			m.Facts, err = m.SurveyAll(c.Context())
 			t.Done()
 			var inhibited *steps.InhibitedError
 			if errors.As(err, &inhibited) {
 				return findings(c, inhibited)
 			}
 			if err != nil {
+				return err
+			}
+		}
+		if p.Begun {
+			if m.Waivers, err = m.Waived(); err != nil {
 				return err
 			}
 		}
@@ -113,6 +118,9 @@ func findings(c *cobra.Command, e *steps.InhibitedError) error {
 func printFindings(w io.Writer, found []preflight.Finding) {
 	for _, f := range found {
 		fmt.Fprintf(w, "  %-9s  %s\n             %s\n             → %s\n", f.Severity, f.ID, f.Detail, f.Remedy)
+		if f.Waived != "" {
+			fmt.Fprintf(w, "             waived: %s\n", f.Waived)
+		}
 	}
 }
 
@@ -151,6 +159,10 @@ func (p preview) print(w io.Writer, file string) {
 		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", name, v.Kind, what, v.Path)
 	}
 	t.Flush()
+
+	if f.OpenBao != nil && f.OpenBao.Problem == "" {
+		printOpenBao(w, *f.OpenBao)
+	}
 
 	fmt.Fprintln(w, "\nServices")
 	t = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
@@ -192,6 +204,32 @@ func (p preview) print(w io.Writer, file string) {
 		return
 	}
 	fmt.Fprintf(w, "To do it: migrate run -f %s\n", file)
+}
+
+// printOpenBao shows what the server has: all of it is in its snapshot or volume, the
+// secrets of the KV mounts in the export, too.
+func printOpenBao(w io.Writer, b survey.OpenBao) {
+	fmt.Fprintln(w, "\nOpenBao")
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, s := range b.Servers {
+		unseal := fmt.Sprintf("%d of %d keys", s.Threshold, s.Shares)
+		if s.RecoverySeal {
+			unseal = "unseals itself (" + s.Seal + ")"
+		}
+		fmt.Fprintf(t, "  server\t%s\t%s, %s storage, %s\n", s.Name, s.Version, s.Storage, unseal)
+	}
+	for _, m := range b.Mounts {
+		kind := m.Type
+		if m.KV > 0 {
+			kind = fmt.Sprintf("%s, version %d", m.Type, m.KV)
+		}
+		fmt.Fprintf(t, "  mount\t%s\t%s\n", m.Path, kind)
+	}
+	for _, a := range b.Auths {
+		fmt.Fprintf(t, "  auth\t%s\t%s\n", a.Path, a.Type)
+	}
+	t.Flush()
+	fmt.Fprintf(w, "  policies: %s\n", strings.Join(b.Policies, ", "))
 }
 
 // onFailure says what a failure in a step means: running again continues in any

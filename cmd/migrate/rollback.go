@@ -240,6 +240,9 @@ func printChecks(w io.Writer, checks []verify.Check) {
 			mark = "FAIL"
 		}
 		fmt.Fprintf(w, "%s %s (%s): %s\n", mark, c.Name, c.Target, c.Detail)
+		if c.Status == verify.Fail && c.Remedy != "" {
+			fmt.Fprintf(w, "     → %s\n", c.Remedy)
+		}
 	}
 }
 

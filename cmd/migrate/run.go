@@ -32,28 +32,37 @@ when it notices.`),
 		Example: `  migrate run -f plan.yaml
   migrate run -f plan.yaml --until gate   # back up and prove the set, no downtime
   migrate run -f plan.yaml --yes          # for scripts: no question
-  migrate run -f plan.yaml --take-over    # continue what another laptop began`,
+  migrate run -f plan.yaml --take-over    # continue what another laptop began
+  migrate run -f plan.yaml --waive host.space='the disk is grown tonight'`,
 		Args: cobra.NoArgs,
 	}
 	file := planFlag(c)
 	yes := c.Flags().BoolP("yes", "y", false, "agree at the gate without being asked")
-	over := takeOverFlag(c)
+	over, waive := takeOverFlag(c), waiveFlag(c)
 	until := c.Flags().String("until", "", "stop after this `step`")
 	_ = c.RegisterFlagCompletionFunc("until", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return steps.Names(), cobra.ShellCompDirectiveNoFileComp
 	})
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		waivers, err := parseWaivers(*waive)
+		if err != nil {
+			return err
+		}
 		m, err := load(c, *file)
 		if err != nil {
 			return err
 		}
 		defer m.Close()
+		m.Waivers = waivers
 		again := "migrate run -f " + *file
 		out := m.Progress.Writer()
 		if *over {
 			if err := takeOver(c, m, false, *yes); err != nil {
 				return err
 			}
+		}
+		if begun, err := m.Begun(); err == nil && begun && len(waivers) > 0 {
+			fmt.Fprintln(out, "note: the run has passed preflight before; --waive changes nothing any more")
 		}
 		err = m.Run(c.Context(), *until, &watcher{w: out}, func(ctx context.Context, g runner.Gate) (bool, error) {
 			if *yes {
@@ -90,7 +99,8 @@ when it notices.`),
 			var step *runner.StepError
 			var unreachable *remote.UnreachableError
 			begun, _ := m.Begun()
-			if !errors.As(err, &step) && !(begun && errors.As(err, &unreachable)) {
+			cut := errors.Is(err, remote.ErrConnectionLost) || begun && errors.As(err, &unreachable)
+			if !errors.As(err, &step) && !cut {
 				return err // nothing was begun, or the way on is in the message
 			}
 			w := c.ErrOrStderr()

@@ -47,6 +47,12 @@ func TestJournals(t *testing.T) {
 			{Event: runner.Intent, Step: "protect", Action: "k3s-files"},
 			{Event: runner.Failed, Step: "protect", Action: "k3s-files", Took: time.Second, Error: "no space left\non the laptop"},
 		}...),
+		"waived": append(begin[:4:4], []runner.Record{
+			{Event: runner.Intent, Step: "preflight", Action: "checks"},
+			{Event: runner.Done, Step: "preflight", Action: "checks", Data: []byte(`{"findings":[{"id":"host.space","severity":"inhibitor","detail":"host dedi has 1 MiB free","remedy":"free the space","waived":"the disk is grown tonight"},{"id":"volumes.stray","severity":"warning","detail":"old","remedy":"remove it"}]}`)},
+			{Event: runner.StepComplete, Step: "preflight"},
+			{Event: runner.Intent, Step: "protect", Action: "objects"},
+		}...),
 		"finished": append(begin[:len(begin):len(begin)], []runner.Record{
 			{Event: runner.Confirmed, Step: "quiesce"},
 			{Event: runner.StepCheckpoint, Step: "verify"},

@@ -2,13 +2,16 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/steps"
 )
 
 func statusCommand() *cobra.Command {
@@ -73,6 +76,11 @@ journal on the laptop is read; host and cluster are not contacted.`),
 			}
 		}
 		t.Flush()
+		found, err := steps.Findings(state)
+		if err != nil {
+			return err
+		}
+		printWaived(w, found)
 		if back := state.Rollback; back != nil {
 			fmt.Fprintf(w, "\nA rollback to %s began %s and is not complete.\n", back.To, back.Began.Local().Format(time.DateTime))
 			for _, a := range back.Actions {
@@ -106,6 +114,15 @@ journal on the laptop is read; host and cluster are not contacted.`),
 		return err
 	}
 	return c
+}
+
+// printWaived tells what the run goes on in spite of.
+func printWaived(w io.Writer, found []preflight.Finding) {
+	for _, f := range found {
+		if f.Waived != "" {
+			fmt.Fprintf(w, "\nWaived: %s (%s)\n  %s\n", f.ID, f.Waived, f.Detail)
+		}
+	}
 }
 
 // undoText is how far an undo action is.

@@ -23,9 +23,15 @@ func (l *Lab) startInternet(ctx context.Context, shop *parts.Shop, network strin
 	if err != nil {
 		return err
 	}
-	app, err := shop.App(ctx)
-	if err != nil {
-		return err
+	var put files
+	for name, archiveOf := range map[string]func(context.Context) (string, error){"app": shop.App, "openbao": shop.OpenBao} {
+		archive, err := archiveOf(ctx)
+		if err != nil {
+			return err
+		}
+		if err := put.addFile("/images/"+name+".tar", 0o644, archive); err != nil {
+			return err
+		}
 	}
 	v4, v6 := at.v4(internetIndex), at.v6(internetIndex)
 	names := []string{internetName + "=" + v4, internetName + "=" + v6, registryName + "=" + v4}
@@ -35,10 +41,6 @@ func (l *Lab) startInternet(ctx context.Context, shop *parts.Shop, network strin
 	if err := engine.Run(ctx, "create", "--name", l.InternetContainer, "--hostname", internetName, "--label", label+"="+l.Name,
 		"--network", network, "--ip", v4, "--ip6", v6, image, "--names="+strings.Join(names, ",")); err != nil {
 		return fmt.Errorf("making the internet container: %w", err)
-	}
-	var put files
-	if err := put.addFile("/images/app.tar", 0o644, app); err != nil {
-		return err
 	}
 	if err := put.put(ctx, l.InternetContainer); err != nil {
 		return err

@@ -51,6 +51,8 @@ type Lab struct {
 	// PlatformEnvironment is what it needs beside KUBECONFIG.
 	Platform            []string          `json:"platform,omitempty"`
 	PlatformEnvironment map[string]string `json:"platformEnvironment,omitempty"`
+	// OpenBao is the server of the demo's platform, nil where another or none is deployed.
+	OpenBao *OpenBao `json:"openBao,omitempty"`
 
 	Container         string `json:"container"`
 	InternetContainer string `json:"internetContainer"`
@@ -208,6 +210,8 @@ type State struct {
 	Internet string `json:"internet"`
 	// Nodes is kubectl's view of the node, empty when no API answers.
 	Nodes string `json:"nodes,omitempty"`
+	// OpenBao is sealed, unsealed or not initialised, empty when none answers.
+	OpenBao string `json:"openBao,omitempty"`
 }
 
 // Inspect asks the engine and the node how the lab is.
@@ -216,6 +220,9 @@ func (l *Lab) Inspect(ctx context.Context) State {
 	if l.K3s != "" && state.Host == "running" {
 		// No API is an answer too: the lab may be in the middle of a migration.
 		state.Nodes, _ = l.Exec(ctx, "k3s kubectl --request-timeout=5s get nodes -o wide")
+	}
+	if l.OpenBao != nil && state.Host == "running" {
+		state.OpenBao = l.openBaoState(ctx)
 	}
 	return state
 }

@@ -67,6 +67,10 @@ func (l *Lab) deploy(ctx context.Context, platform Platform, shop *parts.Shop, s
 		if err := l.issueCertificate(ctx); err != nil {
 			return err
 		}
+		l.OpenBao = &OpenBao{
+			Namespace: "openbao", Sentinel: sentinel,
+			Token: filepath.Join(l.StateDir, "openbao", "token"), Keys: filepath.Join(l.StateDir, "openbao", "keys"),
+		}
 	}
 	l.Platform = []string{filepath.Join(dir, "platform"), "up"}
 	if _, err := os.Stat(l.Platform[0]); errors.Is(err, fs.ErrNotExist) {
@@ -78,10 +82,26 @@ func (l *Lab) deploy(ctx context.Context, platform Platform, shop *parts.Shop, s
 	for _, key := range slices.Sorted(maps.Keys(l.PlatformEnvironment)) {
 		cmd.Env = append(cmd.Env, key+"="+l.PlatformEnvironment[key])
 	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("deploying the platform: %w: %s", err, engine.Tail(out))
+	// The command ends only when OpenBao is ready, which somebody makes it meanwhile.
+	meanwhile, stop := context.WithCancel(ctx)
+	defer stop()
+	initialised := make(chan error, 1)
+	go func() {
+		if l.OpenBao == nil {
+			initialised <- nil
+			return
+		}
+		initialised <- l.initialiseOpenBao(meanwhile)
+	}()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		stop() // what fails then is no reason of its own
+		err = fmt.Errorf("deploying the platform: %w: %s", err, engine.Tail(out))
 	}
-	return nil
+	if other := <-initialised; !errors.Is(other, context.Canceled) {
+		err = errors.Join(err, other)
+	}
+	return err
 }
 
 // certificateValidity is that of the certificates that Let's Encrypt gives.

@@ -36,6 +36,7 @@ var (
 		ldflags: "-X k8s.io/component-base/version.gitVersion=" + K3sVersion + " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=34"}
 	kine      = program{name: "kine", module: "kine", pkg: "github.com/k3s-io/kine", sources: []string{"."}, cgo: true}
 	coredns   = program{name: "coredns", module: "coredns", pkg: ".", sources: []string{"."}}
+	openbao   = program{name: "openbao", module: "openbao", pkg: ".", sources: []string{"."}}
 	localPath = program{name: "local-path-provisioner", module: "localpath", pkg: "github.com/rancher/local-path-provisioner", sources: []string{"."}}
 	launcher  = own("k3s")
 	app       = own("app")

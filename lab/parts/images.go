@@ -17,8 +17,11 @@ import (
 	"sunbeam.pt/k3s-dualstack/lab/k3s/bundle"
 )
 
-// AppImage is the platform's one image, which nodes pull from the lab's registry.
-const AppImage = "registry.lab/sunbeam/app:1"
+// The platform's images, which nodes pull from the lab's registry.
+const (
+	AppImage     = "registry.lab/sunbeam/app:1"
+	OpenBaoImage = "registry.lab/sunbeam/openbao:1"
+)
 
 // image makes an archive of a program, under the program's name.
 func (s *Shop) image(ctx context.Context, p program, reference, entry string) (string, error) {
@@ -51,9 +54,14 @@ func (s *Shop) archive(ctx context.Context, name, content string, spec images.Sp
 	return filepath.Join(dir, name+".tar"), err
 }
 
-// App returns the archive of the platform's image.
+// App returns the archive of the image of the platform's programs.
 func (s *Shop) App(ctx context.Context) (string, error) {
 	return s.image(ctx, app, AppImage, "/usr/local/bin/app")
+}
+
+// OpenBao returns the archive of the stand-in's image.
+func (s *Shop) OpenBao(ctx context.Context) (string, error) {
+	return s.image(ctx, openbao, OpenBaoImage, "/usr/local/bin/openbao")
 }
 
 // Internet makes the image of the internet container known to the engine, and returns its

@@ -29,13 +29,13 @@ func (s *Shop) HostImage(ctx context.Context) (string, error) {
 	return reference, err
 }
 
-// ControlPlane links the binaries of a control plane without a node into dir: kubernetes and
-// kine, for tests that need a real API server and no more.
+// ControlPlane links the binaries of a control plane without a node into dir, kubernetes and
+// kine, and openbao, for tests that need a real API server or a real OpenBao and no more.
 func (s *Shop) ControlPlane(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making the directory for the control plane's binaries: %w", err)
 	}
-	for _, part := range []program{kubernetes, kine} {
+	for _, part := range []program{kubernetes, kine, openbao} {
 		binary, err := s.build(ctx, part)
 		if err != nil {
 			return err
@@ -53,7 +53,7 @@ func (s *Shop) ControlPlane(ctx context.Context, dir string) error {
 
 // All makes every part of a lab with the assembled K3s.
 func (s *Shop) All(ctx context.Context) error {
-	for _, part := range []func(context.Context) (string, error){s.HostImage, s.Internet, s.App, s.Kubectl} {
+	for _, part := range []func(context.Context) (string, error){s.HostImage, s.Internet, s.App, s.OpenBao, s.Kubectl} {
 		if _, err := part(ctx); err != nil {
 			return err
 		}
