@@ -224,6 +224,9 @@ type lab struct {
 // up makes a lab that goes away with the test.
 func up(t testing.TB, name string, args ...string) *lab {
 	t.Helper()
+	// A test that was killed has left a lab of that name.
+	r := execute(t, nil, bin("lab"), "down", "--name", name)
+	require.Zero(t, r.code, "%s", r)
 	t.Cleanup(func() {
 		if os.Getenv("KEEP") == "" {
 			r := execute(t, nil, bin("lab"), "down", "--name", name)
@@ -231,7 +234,7 @@ func up(t testing.TB, name string, args ...string) *lab {
 		}
 	})
 	start := time.Now()
-	r := execute(t, nil, bin("lab"), append([]string{"up", "--name", name, "-o", "json"}, args...)...)
+	r = execute(t, nil, bin("lab"), append([]string{"up", "--name", name, "-o", "json"}, args...)...)
 	require.Zero(t, r.code, "%s", r)
 	t.Logf("lab %s is up after %s", name, time.Since(start).Round(time.Second))
 	l := &lab{}
