@@ -219,12 +219,6 @@ func dropIns(_ *plans.Plan, f *survey.Facts, _ Laptop) []Finding {
 		"the unit of K3s has drop-ins (%s): this version reads and keeps the unit file alone", strings.Join(f.K3s.DropIns, ", "))
 }
 
-// ownInterface names the interfaces that K3s makes itself: their addresses and
-// routes go with it.
-func ownInterface(name string) bool {
-	return name == "cni0" || name == "kube-ipvs0" || name == "kube-bridge" || strings.HasPrefix(name, "flannel") || strings.HasPrefix(name, "veth")
-}
-
 func overlap(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	ranges := map[string][]string{
 		"spec.network.clusterCIDR": p.Spec.Network.ClusterCIDR,
@@ -237,13 +231,13 @@ func overlap(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 				continue // validation of the plan has said so
 			}
 			for _, a := range f.Host.Addresses {
-				if !ownInterface(a.Interface) && r.Overlaps(a.Prefix.Masked()) {
+				if !survey.OwnInterface(a.Interface) && r.Overlaps(a.Prefix.Masked()) {
 					out = append(out, inhibit("network.overlap", "choose another range; a random ULA prefix (RFC 4193) does not collide",
 						"%s[%d] %s overlaps the host's own prefix %s on %s", field, i, r, a.Prefix, a.Interface)...)
 				}
 			}
 			for _, t := range slices.Concat(f.Host.Routes, f.Host.PolicyRoutes) {
-				if ownInterface(t.Interface) || t.Destination.Bits() == 0 || t.Protocol == "kernel" || !r.Overlaps(t.Destination) {
+				if survey.OwnInterface(t.Interface) || t.Destination.Bits() == 0 || t.Protocol == "kernel" || !r.Overlaps(t.Destination) {
 					continue
 				}
 				route := "route to " + t.Destination.String() + " via " + t.Interface

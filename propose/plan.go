@@ -287,7 +287,7 @@ func (f *Found) writeNetwork(t *text, r Ranges) {
 
 	var rows [][]string
 	for _, a := range host.Addresses {
-		if a.Prefix.Addr().Is6() && !ownInterface(a.Interface) {
+		if a.Prefix.Addr().Is6() && !survey.OwnInterface(a.Interface) {
 			rows = append(rows, []string{a.Prefix.String(), a.Interface, addressKind(a)})
 		}
 	}
@@ -342,11 +342,6 @@ func addressKind(a survey.Address) string {
 		kind += ", deprecated"
 	}
 	return kind
-}
-
-// ownInterface names the interfaces that K3s makes itself.
-func ownInterface(name string) bool {
-	return name == "cni0" || name == "kube-ipvs0" || name == "kube-bridge" || strings.HasPrefix(name, "flannel") || strings.HasPrefix(name, "veth")
 }
 
 // clusterDNS is the present IPv4 address and the one that lies as far behind the

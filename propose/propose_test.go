@@ -177,6 +177,9 @@ func TestAPrefixThatTheHostUsesIsRefused(t *testing.T) {
 	f.Facts.Host.Routes = []survey.Route{{Destination: netip.MustParsePrefix("fd12::/16"), Interface: "wg1"}}
 	_, err = f.ranges(netip.MustParsePrefix("fd12:3456:789a::/48"))
 	assert.ErrorContains(t, err, "route to fd12::/16 via wg1")
+	f.Facts.Host.Routes, f.Facts.Host.PolicyRoutes = nil, f.Facts.Host.Routes
+	_, err = f.ranges(netip.MustParsePrefix("fd12:3456:789a::/48"))
+	assert.ErrorContains(t, err, "route to fd12::/16 via wg1", "a VPN's own table")
 }
 
 func TestClusterDNSKeepsItsPlace(t *testing.T) {

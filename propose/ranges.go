@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // Ranges are the IPv6 ranges of pods and Services, both cut from Prefix.
@@ -84,7 +85,7 @@ func (f *Found) uses(p netip.Prefix) string {
 			return fmt.Sprintf("address %s on %s", a.Prefix, a.Interface)
 		}
 	}
-	for _, r := range f.Facts.Host.Routes {
+	for _, r := range slices.Concat(f.Facts.Host.Routes, f.Facts.Host.PolicyRoutes) {
 		if r.Destination.Bits() > 8 && p.Overlaps(r.Destination) {
 			return fmt.Sprintf("route to %s via %s", r.Destination, r.Interface)
 		}

@@ -102,6 +102,12 @@ type Route struct {
 	Expires   int    `json:"expires,omitempty"` // seconds; 0 when it does not
 }
 
+// OwnInterface tells the interfaces that K3s makes itself: their addresses and
+// routes go with it.
+func OwnInterface(name string) bool {
+	return name == "cni0" || name == "kube-ipvs0" || name == "kube-bridge" || strings.HasPrefix(name, "flannel") || strings.HasPrefix(name, "veth")
+}
+
 // Default tells whether it is a default route that leads somewhere.
 func (r Route) Default() bool { return r.Destination.Bits() == 0 && r.Type == "" }
 
