@@ -18,7 +18,9 @@ func (m *Migration) gate(context.Context) ([]runner.Action, error) {
 // seal proves the set once more when nothing can change any longer: the
 // uninstall that follows destroys what the set holds.
 func (m *Migration) seal(context.Context) ([]runner.Action, error) {
-	return m.proof(m.artifacts()), nil
+	actions := m.proof(m.artifacts())
+	actions[0].Like = "gate/prove"
+	return actions, nil
 }
 
 func (m *Migration) proof(required []string) []runner.Action {

@@ -24,16 +24,16 @@ const hostInstallScript = remote.StateDir + "/install.sh"
 // script over them; the server is neither enabled nor started.
 func (m *Migration) install(ctx context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
-	summary := fmt.Sprintf("Put back K3s %s's binary and configuration, dual-stack settings merged in", in.Version)
+	summary, binary := fmt.Sprintf("Put back K3s %s's binary and configuration, dual-stack settings merged in", in.Version), in.BinarySize
 	if m.Plan.Spec.K3s.Version != plans.VersionKeep {
-		summary = "Put back the configuration, dual-stack settings merged in"
+		summary, binary = "Put back the configuration, dual-stack settings merged in", 0
 	}
 	identity := "The cluster gets new CAs, keys and token"
 	if m.preservesIdentity() {
 		identity = "Put back CAs, service-account key, token and node password, so that clients recognise the cluster"
 	}
 	return []runner.Action{{
-		Name: "files", Target: m.onHost(), Summary: summary,
+		Name: "files", Target: m.onHost(), Summary: summary, Bytes: binary,
 		Command: "scp k3s config.yaml …",
 		Run:     func(ctx context.Context) (any, error) { return m.putFiles(ctx) },
 	}, {

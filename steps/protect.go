@@ -55,6 +55,7 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 		Name: k3sFiles, Target: m.onHost(),
 		Summary: fmt.Sprintf("Keep K3s %s's binary, scripts, unit, env files and configuration", in.Version),
 		Command: "tar -C / -cf - " + remote.Quote(in.Files()...),
+		Bytes:   in.BinarySize,
 		Run:     func(ctx context.Context) (any, error) { return nil, m.keepTree(ctx, k3sFiles, in.Files()) },
 	}}
 	if found := m.Facts.Host.Strays; len(found) > 0 {
@@ -74,6 +75,7 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 			Name: "volume " + v.PV, Target: m.onHost(),
 			Summary: fmt.Sprintf("Stream volume %s to the laptop while workloads run", claim(v)),
 			Command: fmt.Sprintf("tar -C %s --sparse --acls --xattrs --numeric-owner -cf - . | zstd", remote.Quote(v.Path)),
+			Bytes:   v.Bytes,
 			Run:     func(ctx context.Context) (any, error) { return nil, m.keepVolume(ctx, v) },
 		})
 	}

@@ -190,6 +190,7 @@ func (m *Migration) refresh(ctx context.Context) error {
 	if err := m.refreshBao(ctx, now); err != nil {
 		return err
 	}
+	now.Names, now.Rates = m.Facts.Names, m.Facts.Rates
 	if err := m.keep(factsFile, now); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package steps
 
 import (
 	"context"
+	"fmt"
 
 	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/runner"
@@ -20,7 +21,8 @@ func (m *Migration) survey(context.Context) ([]runner.Action, error) {
 	}}, nil
 }
 
-// SurveyAll is [Migration.Survey] with the plan's hostnames as the laptop sees them.
+// SurveyAll is [Migration.Survey] with the plan's hostnames as the laptop sees them, and
+// what the connection carries.
 func (m *Migration) SurveyAll(ctx context.Context) (*survey.Facts, error) {
 	names := make(chan []survey.Name, 1)
 	go func() { names <- survey.Laptop{}.Names(ctx, m.Plan.Spec.Verify.Hostnames) }()
@@ -29,6 +31,13 @@ func (m *Migration) SurveyAll(ctx context.Context) (*survey.Facts, error) {
 		return nil, err
 	}
 	facts.Names = <-names
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if facts.Rates, err = survey.MeasureRates(ctx, h); err != nil {
+		return nil, fmt.Errorf("host %s: %w", h.Name(), err)
+	}
 	return facts, nil
 }
 

@@ -24,6 +24,7 @@ func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
 			Name: "volume " + v.PV, Target: m.onHost(),
 			Summary: fmt.Sprintf("Stream volume %s back and compare every file", claim(v)),
 			Command: fmt.Sprintf("zstd -d | tar -C %s --acls --xattrs --numeric-owner -xpf -", remote.Quote(v.Path)),
+			Bytes:   v.Bytes,
 			Run:     func(ctx context.Context) (any, error) { return nil, m.restoreVolume(ctx, v) },
 			Done: func(ctx context.Context) (bool, error) {
 				h, set, err := m.hostAndSet(ctx)

@@ -41,6 +41,8 @@ type Facts struct {
 	OpenBao *OpenBao `json:"openBao,omitempty"`
 	// Names are the plan's hostnames as the laptop sees them.
 	Names []Name `json:"names,omitempty"`
+	// Rates are those of the connection, for estimates.
+	Rates Rates `json:"rates,omitzero"`
 }
 
 // Host is the machine.
