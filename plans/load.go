@@ -147,6 +147,10 @@ func setDefaults(p *Plan) {
 	}
 	setDefault(&s.Services.Policy, ServicesPreferDualStack)
 	setDefault(&s.Verify.Timeout.Duration, 5*time.Minute)
+	for i := range s.Hooks {
+		setDefault(&s.Hooks[i].On, OnLaptop)
+		setDefault(&s.Hooks[i].Timeout.Duration, 10*time.Minute)
+	}
 	if p.Metadata.Name != "" {
 		setDefault(&s.WorkDir, p.Metadata.Name+".migration")
 	}
@@ -189,6 +193,11 @@ func resolvePaths(p *Plan, dir string) field.ErrorList {
 	r.program(spec.Child("platform", "command"), s.Platform.Command)
 	r.program(spec.Child("platform", "rehearse"), s.Platform.Rehearse)
 	r.list(spec.Child("platform", "manifests"), s.Platform.Manifests)
+	for i, h := range s.Hooks {
+		if h.On == OnLaptop {
+			r.program(spec.Child("hooks").Index(i).Child("command"), h.Command)
+		}
+	}
 	r.path(spec.Child("workDir"), &s.WorkDir)
 	return r.errs
 }

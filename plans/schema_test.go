@@ -30,8 +30,15 @@ func TestSchemaIsCurrent(t *testing.T) {
 	r := &jsonschema.Reflector{
 		ExpandedStruct: true,
 		Mapper: func(t reflect.Type) *jsonschema.Schema {
-			if t == durationType {
+			switch t {
+			case durationType:
 				return &jsonschema.Schema{Type: "string", Pattern: "^([0-9]+([.][0-9]+)?(ns|us|µs|ms|s|m|h))+$"}
+			case reflect.TypeFor[Step]():
+				s := &jsonschema.Schema{Type: "string"}
+				for _, step := range Steps {
+					s.Enum = append(s.Enum, step)
+				}
+				return s
 			}
 			return nil
 		},

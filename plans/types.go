@@ -63,6 +63,8 @@ type Spec struct {
 	Services Services `json:"services,omitzero"`
 	// What proves that the cluster is dual-stack.
 	Verify Verify `json:"verify,omitzero"`
+	// Commands that run before and after steps, in this order where a step has several.
+	Hooks []Hook `json:"hooks,omitempty"`
 	// Directory of journal, facts and backup set. Relative to the plan file; default "<metadata.name>.migration" beside it.
 	WorkDir string `json:"workDir,omitempty"`
 }

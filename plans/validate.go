@@ -49,6 +49,7 @@ func validate(p *Plan) field.ErrorList {
 	errs = append(errs, validatePlatform(spec.Child("platform"), p.Spec.Platform)...)
 	errs = append(errs, validateServices(spec.Child("services"), p.Spec.Services)...)
 	errs = append(errs, validateVerify(spec.Child("verify"), p.Spec.Verify)...)
+	errs = append(errs, validateHooks(spec.Child("hooks"), p.Spec.Hooks)...)
 	errs = append(errs, validatePath(spec.Child("workDir"), p.Spec.WorkDir)...)
 	return errs
 }
@@ -658,7 +659,8 @@ func checkFiles(p *Plan) field.ErrorList {
 	if bao := p.Spec.Backup.OpenBao; bao != nil && bao.TLS != nil {
 		check(spec.Child("backup", "openBao", "tls", "caFile"), bao.TLS.CAFile, "name the file with the CA's certificates, or leave the field out for the laptop's")
 	}
-	return append(errs, checkPlatform(spec.Child("platform"), p.Spec.Platform)...)
+	errs = append(errs, checkPlatform(spec.Child("platform"), p.Spec.Platform)...)
+	return append(errs, checkHooks(spec.Child("hooks"), p.Spec.Hooks, p.Spec.Platform.Directory)...)
 }
 
 // checkFile says what keeps a file from being read.

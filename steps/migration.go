@@ -221,7 +221,7 @@ const hostKey = "host key"
 
 // bind is what the run is bound to from its first backup on: the host that has
 // this key, what the cluster becomes and what is kept of it. How the host is
-// reached, the platform's command, the Services' policy, the verification and the
+// reached, the platform's command, hooks, the Services' policy, the verification and the
 // private keys may be mended meanwhile. Machine, K3s and volumes are compared with the facts, see
 // unmoved.
 func (m *Migration) bind(key string) runner.Bind {
@@ -359,28 +359,39 @@ func (m *Migration) onLaptop() runner.Target { return runner.Target{Kind: runner
 // that name that an earlier process left is attached to; one that did not do its
 // work is begun anew.
 func (m *Migration) job(ctx context.Context, name, label, script string) error {
+	tail := &lastLines{}
+	err := m.jobTo(ctx, name, label, script, tail)
+	if inVain(err) {
+		return fmt.Errorf("%w; the end of its output:\n%s", err, tail)
+	}
+	return err
+}
+
+// jobTo is job with the output written to out.
+func (m *Migration) jobTo(ctx context.Context, name, label, script string, out io.Writer) error {
 	h, err := m.Host(ctx)
 	if err != nil {
 		return err
 	}
 	t := m.Progress.Wait(label)
 	defer t.Done()
-	tail := &lastLines{}
-	if err = h.WaitJob(ctx, name, tail); err != nil && (errors.Is(err, remote.ErrNoJob) || inVain(err)) {
+	if err = h.WaitJob(ctx, name, out); err != nil && (errors.Is(err, remote.ErrNoJob) || inVain(err)) {
+		if inVain(err) {
+			fmt.Fprintln(out, "(an earlier attempt did not do its work; it is begun anew)")
+		}
 		if err := h.ForgetJob(ctx, name); err != nil {
 			return err
 		}
 		if err := h.StartJob(ctx, name, script); err != nil {
 			return fmt.Errorf("host %s: starting job %s: %w", h.Name(), name, err)
 		}
-		*tail = lastLines{}
-		err = h.WaitJob(ctx, name, tail)
+		err = h.WaitJob(ctx, name, out)
 	}
 	switch {
 	case err == nil:
 		return h.ForgetJob(ctx, name)
 	case inVain(err):
-		return fmt.Errorf("host %s: job %s: %w; the end of its output:\n%s", h.Name(), name, err, tail)
+		return fmt.Errorf("host %s: job %s: %w", h.Name(), name, err)
 	}
 	return fmt.Errorf("host %s: waiting for job %s: %w: the job goes on without this connection; the same command attaches to it again", h.Name(), name, err)
 }

@@ -90,21 +90,43 @@ func (m *Migration) platformUp(ctx context.Context) error {
 // platformCommand runs a command of the plan's platform on the laptop, with a KUBECONFIG
 // for c. field is where it stands in the plan, next what to do when it fails.
 func (m *Migration) platformCommand(ctx context.Context, c *cluster.Client, field string, command []string, next string) error {
-	p := m.Plan.Spec.Platform
-	kubeconfig, stop, err := c.Forward(ctx)
+	stop, err := m.lendKubeconfig(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	// It holds the cluster's admin credentials: it exists for as long as the
-	// command runs.
+	tail := &lastLines{}
+	err = m.runHere(ctx, command, m.Plan.Spec.Platform.Timeout.Duration, "spec.platform.timeout", io.MultiWriter(m.Output, tail))
+	var bao *baoError
+	if err == nil || errors.As(err, &bao) {
+		return err
+	}
+	return fmt.Errorf("%s %q: %w; the end of its output:\n%s\n%s", field, strings.Join(command, " "), err, tail, next)
+}
+
+// lendKubeconfig makes the file that commands on the laptop have for their KUBECONFIG lead to c until
+// stop. It holds the cluster's admin credentials: it exists for as long as the command runs.
+func (m *Migration) lendKubeconfig(ctx context.Context, c *cluster.Client) (stop func(), err error) {
+	kubeconfig, stop, err := c.Forward(ctx)
+	if err != nil {
+		return nil, err
+	}
 	file := m.kubeconfig()
 	if err := renameio.WriteFile(file, kubeconfig, 0o600, renameio.IgnoreUmask()); err != nil {
-		return fmt.Errorf("laptop: writing the platform command's kubeconfig: %w", err)
+		stop()
+		return nil, fmt.Errorf("laptop: writing the kubeconfig for commands of the plan: %w", err)
 	}
-	defer os.Remove(file)
+	return func() {
+		_ = os.Remove(file) // the next run removes what is left
+		stop()
+	}, nil
+}
 
-	ctx, cancel := context.WithTimeoutCause(ctx, p.Timeout.Duration, fmt.Errorf("spec.platform.timeout of %s passed", p.Timeout.Duration))
+// runHere runs a command of the plan on the laptop, in the platform's directory and environment, and
+// writes what it prints to out. Whatever it started ends with it; limited is the field that limits its time.
+func (m *Migration) runHere(ctx context.Context, command []string, limit time.Duration, limited string, out io.Writer) error {
+	p := m.Plan.Spec.Platform
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s of %s passed", limited, limit))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
 	cmd.Dir = p.Directory
@@ -112,30 +134,21 @@ func (m *Migration) platformCommand(ctx context.Context, c *cluster.Client, fiel
 	for _, name := range slices.Sorted(maps.Keys(p.Environment)) {
 		cmd.Env = append(cmd.Env, name+"="+p.Environment[name])
 	}
-	cmd.Env = append(cmd.Env, "KUBECONFIG="+file)
+	cmd.Env = append(cmd.Env, "KUBECONFIG="+m.kubeconfig())
 	// A process group of its own: whatever the command started ends with it.
 	cmd.SysProcAttr = ownGroup()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	tail := &lastLines{}
-	out := io.MultiWriter(m.Output, tail)
 	cmd.Stdout, cmd.Stderr = out, out
 	// The kernel ends the child when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	err = cmd.Run()
+	err := cmd.Run()
 	if cmd.Process != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
 	}
-	if err != nil {
-		var bao *baoError
-		if errors.As(context.Cause(ctx), &bao) {
-			return bao
-		}
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			err = cause
-		}
-		return fmt.Errorf("%s %q: %w; the end of its output:\n%s\n%s", field, strings.Join(command, " "), err, tail, next)
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
 	}
-	return nil
+	return err
 }

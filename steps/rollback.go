@@ -223,6 +223,9 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err := m.sameSet(ctx); err != nil {
 		return err
 	}
+	if err := m.settleHooks(ctx, before); err != nil {
+		return err
+	}
 	if over { // but maybe not compared
 		return m.compareWithFacts(ctx)
 	}

@@ -37,7 +37,7 @@ func (h hostHolder) sameHome(other hostHolder) bool {
 
 // Run performs the migration or continues it, stopping after the step named
 // until ("" for all of it). It holds the locks of laptop and host meanwhile.
-// Until preflight has passed nothing is written to the host.
+// Until preflight has passed nothing but the plan's hooks writes to the host.
 func (m *Migration) Run(ctx context.Context, until string, observer runner.Observer, confirm func(context.Context, runner.Gate) (bool, error)) (err error) {
 	if err := m.checkUntil(until); err != nil {
 		return err

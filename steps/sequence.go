@@ -31,7 +31,7 @@ const whole = "protect"
 
 // Sequence is the migration from beginning to end.
 func (m *Migration) Sequence() []runner.Step {
-	return []runner.Step{
+	return m.hooked([]runner.Step{
 		{Name: "survey", Title: "Read host and cluster", Phase: look, ReadOnly: true, Actions: m.survey},
 		{Name: "preflight", Title: "Check that the migration may run", Phase: look, ReadOnly: true, Actions: m.preflight},
 
@@ -58,14 +58,14 @@ func (m *Migration) Sequence() []runner.Step {
 		{Name: "services", Title: "Patch Services to dual-stack", Phase: dual, Actions: m.services},
 		{Name: "verify", Title: "Verify dual-stack, from inside and outside", Phase: prove, ReadOnly: true, Checkpoint: true, Actions: m.verify},
 		{Name: "finish", Title: "Tidy up on the host", Phase: prove, Actions: m.finish},
-	}
+	})
 }
 
 // Names lists the steps in order, for completion and messages.
 func Names() []string {
 	var out []string
-	for _, s := range (&Migration{Plan: &plans.Plan{Spec: plans.Spec{Hosts: []plans.Host{{}}}}}).Sequence() {
-		out = append(out, s.Name)
+	for _, s := range plans.Steps {
+		out = append(out, string(s))
 	}
 	return out
 }
