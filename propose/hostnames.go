@@ -42,6 +42,9 @@ var routes = []struct {
 	{schema.GroupVersionResource{Group: "traefik.io", Version: "v1alpha1", Resource: "ingressroutes"}, "IngressRoute", []string{"spec", "routes", "match"}},
 }
 
+// whichHostnames begins the gaps where a source of names could not be read.
+const whichHostnames = "host names of "
+
 // readHostnames collects the names from Ingresses, routes and certificates.
 func (f *Found) readHostnames(ctx context.Context, c *cluster.Client) {
 	ctx, cancel := context.WithTimeout(ctx, 3*patience)
@@ -53,7 +56,7 @@ func (f *Found) readHostnames(ctx context.Context, c *cluster.Client) {
 		}
 	}
 	if ingresses, err := c.Kube.NetworkingV1().Ingresses(metav1.NamespaceAll).List(ctx, metav1.ListOptions{}); err != nil {
-		f.gap("host names of Ingresses", err)
+		f.gap(whichHostnames+"Ingresses", err)
 	} else {
 		for _, i := range ingresses.Items {
 			by := "Ingress " + i.Namespace + "/" + i.Name
@@ -73,7 +76,7 @@ func (f *Found) readHostnames(ctx context.Context, c *cluster.Client) {
 			continue
 		}
 		if err != nil {
-			f.gap("host names of "+r.kind+"s", err)
+			f.gap(whichHostnames+r.kind+"s", err)
 			continue
 		}
 		for _, o := range list.Items {
@@ -85,7 +88,7 @@ func (f *Found) readHostnames(ctx context.Context, c *cluster.Client) {
 		}
 	}
 	if secrets, err := c.TLSSecrets(ctx, nil); err != nil {
-		f.gap("host names of certificates", err)
+		f.gap(whichHostnames+"certificates", err)
 	} else {
 		for _, s := range secrets {
 			for _, name := range certified(s.Data[corev1.TLSCertKey]) {

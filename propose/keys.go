@@ -3,14 +3,17 @@ package propose
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"filippo.io/age"
 	"filippo.io/age/agessh"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 )
 
 // FindKeys fills in who can read the backup set: the public halves of the
@@ -42,8 +45,40 @@ func (w *Wishes) FindKeys() error {
 		}
 	}
 	w.Identities = usable
+	if len(usable) == 0 {
+		w.inAgent = agentKeys()
+	}
 	return nil
 }
+
+// agentKeys are what the SSH agent holds, for a person to recognise. An agent signs and
+// never decrypts: without the key's file, nothing that was encrypted to it is opened.
+func agentKeys() (out []string) {
+	socket := os.Getenv("SSH_AUTH_SOCK")
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.DialTimeout("unix", socket, agentPatience)
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(agentPatience)); err != nil {
+		return nil
+	}
+	keys, err := agent.NewClient(conn).List()
+	if err != nil {
+		return nil
+	}
+	for _, k := range keys {
+		out = append(out, strings.TrimSpace(k.Comment+" "+ssh.FingerprintSHA256(k)))
+	}
+	return out
+}
+
+// agentPatience is how long an agent may take to name its keys; one that asks a person
+// first is not waited for.
+const agentPatience = 2 * time.Second
 
 // publicKeys are what a private key file's data can be encrypted to.
 func publicKeys(file string) ([]string, error) {

@@ -73,14 +73,19 @@ func Look(ctx context.Context, h *remote.Host, w Wishes, t cluster.Detailer) (*F
 	}
 	f := &Found{}
 	c, err := connect(ctx, h, in, t)
+	var unready *cluster.WaitError
+	if errors.As(err, &unready) && unready.Outage == nil && len(unready.Missing) > 0 && ctx.Err() == nil {
+		// It answers, if only to say what is wrong with it.
+		f.gap("whether the cluster is well", err)
+		err = nil
+	}
 	if err == nil {
 		t.Detail("cluster and volumes")
 		draft := &plans.Plan{}
 		draft.Spec.Hosts = []plans.Host{w.Host}
 		draft.Spec.Services.Policy = plans.ServicesPreferDualStack
-		if f.Facts, err = survey.Take(ctx, h, c, in, draft, nil); err == nil {
-			f.Cluster = true
-		}
+		f.Facts, err = survey.Glimpse(ctx, h, c, in, draft, f.gap)
+		f.Cluster = err == nil
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -108,7 +113,8 @@ func Look(ctx context.Context, h *remote.Host, w Wishes, t cluster.Detailer) (*F
 	return f, ctx.Err()
 }
 
-// connect is the API of the cluster, once it says that it is ready.
+// connect is the API of the cluster, once it says that it is ready; one that says what
+// it is not ready for comes with the error.
 func connect(ctx context.Context, h *remote.Host, in *k3s.Installation, t cluster.Detailer) (*cluster.Client, error) {
 	if !in.Active {
 		return nil, fmt.Errorf("K3s is installed and not running; `systemctl start %s` on the host starts it", in.UnitName())

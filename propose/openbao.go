@@ -74,10 +74,13 @@ func imageName(image string) string {
 	return name
 }
 
+// whetherOpenBao is a gap where pods could not be listed.
+const whetherOpenBao = "whether OpenBao runs"
+
 func (f *Found) readOpenBao(ctx context.Context, h cluster.Dialer, c *cluster.Client) {
 	all, err := pods(ctx, c)
 	if err != nil {
-		f.gap("whether OpenBao runs", err)
+		f.gap(whetherOpenBao, err)
 		return
 	}
 	servers := map[string]*OpenBao{} // by namespace and owner

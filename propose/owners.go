@@ -36,28 +36,33 @@ var tools = []struct{ name, group, resource string }{
 	{"K3s: HelmChartConfigs", "helm.cattle.io", "helmchartconfigs"},
 }
 
+// The gaps where owners could not be asked for.
+const (
+	whichOwners   = "who put the workloads there (Helm, Argo CD, Flux, operators)"
+	whichReleases = "Helm releases"
+)
+
 // readOwners lists names alone: what the objects hold stays in the cluster.
 func (f *Found) readOwners(ctx context.Context, c *cluster.Client) {
-	const what = "who put the workloads there (Helm, Argo CD, Flux, operators)"
 	client, err := metadata.NewForConfig(c.REST)
 	if err != nil {
-		f.gap(what, err)
+		f.gap(whichOwners, err)
 		return
 	}
 	releases, err := list(ctx, client, schema.GroupVersionResource{Version: "v1", Resource: "secrets"},
 		metav1.ListOptions{LabelSelector: "owner=helm,status=deployed", FieldSelector: "type=helm.sh/release.v1"})
 	if err != nil {
-		f.gap("Helm releases", err)
+		f.gap(whichReleases, err)
 	}
 	var names []string
 	for _, r := range releases {
 		names = append(names, r.Namespace+"/"+r.Labels["name"])
 	}
-	f.own("Helm releases", names)
+	f.own(whichReleases, names)
 
 	groups, err := c.Kube.Discovery().ServerGroups()
 	if err != nil {
-		f.gap(what, fmt.Errorf("asking the API server for its groups: %w", err))
+		f.gap(whichOwners, fmt.Errorf("asking the API server for its groups: %w", err))
 		return
 	}
 	for _, tool := range tools {

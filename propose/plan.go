@@ -154,8 +154,17 @@ func (f *Found) writeHead(t *text, p *Proposal) {
 		{"data directory", in.DataDir + " (" + source(in, "data-dir") + ")"},
 		{"volumes in", in.Storage() + " (" + source(in, "default-local-storage-path") + ")"},
 	}
-	if v := f.Facts.Cluster.Version; v != "" {
-		rows = append(rows, []string{"cluster", fmt.Sprintf("Kubernetes %s; nodes: %d, namespaces: %d, Services: %d", v, len(f.Facts.Cluster.Nodes), len(f.Facts.Cluster.Namespaces), len(f.Facts.Cluster.Services))})
+	if c := f.Facts.Cluster; c.Version != "" {
+		words := []string{"Kubernetes " + c.Version}
+		for _, part := range []struct {
+			name string
+			n    int
+		}{{survey.Nodes, len(c.Nodes)}, {survey.Namespaces, len(c.Namespaces)}, {survey.Services, len(c.Services)}} {
+			if f.Knows(part.name) {
+				words = append(words, fmt.Sprintf("%s: %d", part.name, part.n))
+			}
+		}
+		rows = append(rows, []string{"cluster", strings.Join(words, ", ")})
 	}
 	t.table(0, rows)
 	if len(f.Gaps) > 0 {
@@ -443,7 +452,11 @@ func (f *Found) writeBackup(t *text, w Wishes) {
 		t.line(6, "recipients:")
 		t.list(8, w.Recipients)
 	} else {
-		t.mark(6, "no key was found that the backup set can be encrypted to. Make one with `age-keygen -o ~/.config/age/migration.key`, and write the public key that it prints here:")
+		held := ""
+		if len(w.inAgent) > 0 {
+			held = fmt.Sprintf("The SSH agent holds %s, but an agent signs and never decrypts: where a key's file lies elsewhere, name it with init's --identity. ", strings.Join(w.inAgent, ", "))
+		}
+		t.mark(6, "no key was found that the backup set can be encrypted to. %sMake one with `age-keygen -o ~/.config/age/migration.key`, and write the public key that it prints here:", held)
 		t.line(6, "recipients: []")
 	}
 	if len(w.Identities) > 0 {
@@ -461,8 +474,8 @@ func (f *Found) writeBackup(t *text, w Wishes) {
 }
 
 func (f *Found) writeVolumes(t *text) {
-	if !f.Cluster {
-		t.note(4, "Volumes were not found out; `migrate plan` lists them once the cluster's API answers.")
+	if !f.Knows(survey.Volumes) {
+		t.mark(4, "volumes were not found out; `migrate plan` lists them once the cluster's API answers. Nothing has to be written for them to be kept: spec.backup.volumes.exclude names those whose contents can be lost.")
 		return
 	}
 	volumes := f.Facts.Cluster.Volumes
@@ -509,7 +522,8 @@ func size(n int64) string {
 }
 
 func (f *Found) writeSecrets(t *text) {
-	if !f.Cluster {
+	if !f.Knows(survey.TLSSecrets) {
+		t.mark(4, "TLS secrets were not found out; `migrate plan` counts them once the cluster's API answers. Nothing has to be written for them to be kept: spec.backup.tlsSecrets.selectors adds others by label.")
 		return
 	}
 	names := f.Facts.Secrets()
@@ -527,8 +541,10 @@ func (f *Found) writeSecrets(t *text) {
 
 func (f *Found) writeOpenBao(t *text, w Wishes) {
 	if len(f.OpenBao) == 0 {
-		if f.Cluster {
+		if f.Knows(whetherOpenBao) {
 			t.note(4, "No OpenBao or Vault server runs on the cluster.")
+		} else {
+			t.mark(4, "whether an OpenBao or Vault server runs on the cluster was not found out. If one does, name it in spec.backup.openBao, or run init again once the cluster's API answers.")
 		}
 		return
 	}
@@ -620,7 +636,7 @@ func (f *Found) writePlatform(t *text) {
 			rows = append(rows, []string{o.Tool, short(strings.Join(names, ", "), 120) + more})
 		}
 		t.table(2, rows)
-	} else if f.Cluster {
+	} else if f.Knows(whichOwners) && f.Knows(whichReleases) {
 		t.note(2, "Neither Helm nor Argo CD, Flux or an operator was found: the workloads came from manifests.")
 	}
 	if skips, manifests := f.Facts.K3s.Skips(); len(manifests)+len(skips) > 0 {
@@ -647,7 +663,8 @@ func (f *Found) writeServices(t *text) {
 	}
 	t.line(2, "services:")
 	t.line(4, "policy: PreferDualStack")
-	if !f.Cluster {
+	if !f.Knows(survey.Services) {
+		t.note(4, "Services were not found out; `migrate plan` lists each with what becomes of it.")
 		return
 	}
 	t.note(4, "Services that become dual-stack: %d.", n)
@@ -678,8 +695,9 @@ func (f *Found) writeVerify(t *text, w Wishes) {
 		t.list(6, w.Hostnames)
 		return
 	}
+	const sites = "spec.verify.hostnames lists the DNS names of the cluster's own sites, which pods must reach over both families."
 	if !f.Cluster {
-		t.note(4, "hostnames were not found out: list here the DNS names of the cluster's own sites.")
+		t.mark(4, "host names were not found out. %s", sites)
 		return
 	}
 	var good, rest []Hostname
@@ -690,7 +708,11 @@ func (f *Found) writeVerify(t *text, w Wishes) {
 			rest = append(rest, n)
 		}
 	}
-	if len(f.Hostnames) == 0 {
+	some := slices.ContainsFunc(f.Gaps, func(g Gap) bool { return strings.HasPrefix(g.What, whichHostnames) })
+	if some {
+		t.mark(4, "not all host names were found out. %s", sites)
+	}
+	if len(f.Hostnames) == 0 && !some {
 		t.note(4, "No Ingress, Gateway, route or certificate names a host. hostnames would list the cluster's own sites, which pods must reach over both families.")
 		return
 	}

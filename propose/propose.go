@@ -14,6 +14,7 @@ package propose
 
 import (
 	"net/netip"
+	"slices"
 
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/survey"
@@ -36,13 +37,16 @@ type Wishes struct {
 	EgressURLs, Hostnames []string
 	// TokenFile and UnsealKeysFile hold OpenBao's; "": asked for in the terminal.
 	TokenFile, UnsealKeysFile string
+
+	// inAgent are the keys that only the SSH agent has, where no file was found.
+	inAgent []string
 }
 
 // Found is what is known of a host and its cluster.
 type Found struct {
 	// Facts hold no cluster where its API could not be asked.
 	Facts *survey.Facts
-	// Cluster tells whether the API was asked.
+	// Cluster tells whether the API was asked; of what it did not tell there is a gap.
 	Cluster bool
 	// Files are those that the configuration names, and what becomes of them.
 	Files []File
@@ -77,6 +81,11 @@ type Owner struct {
 type Gap struct {
 	What string
 	Why  string
+}
+
+// Knows tells whether something of the cluster was found out: there is no gap of that name.
+func (f *Found) Knows(what string) bool {
+	return f.Cluster && !slices.ContainsFunc(f.Gaps, func(g Gap) bool { return g.What == what })
 }
 
 func (f *Found) gap(what string, why error) {

@@ -1,10 +1,12 @@
 package propose
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"filippo.io/age"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh/agent"
 	corev1 "k8s.io/api/core/v1"
 	"pgregory.net/rapid"
 
@@ -216,6 +219,43 @@ func TestKeys(t *testing.T) {
 	require.ErrorContains(t, w.FindKeys(), "missing")
 }
 
+// A key that only the agent has opens no backup set, and the plan says so.
+func TestKeysInTheAgentAlone(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	socket := filepath.Join(t.TempDir(), "agent")
+	t.Setenv("SSH_AUTH_SOCK", socket)
+	w := Wishes{Host: plans.Host{Address: "192.0.2.7"}}
+	require.NoError(t, w.FindKeys(), "no agent listens there")
+	assert.Empty(t, w.inAgent)
+
+	ring := agent.NewKeyring()
+	_, key, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	require.NoError(t, ring.Add(agent.AddedKey{PrivateKey: key, Comment: "ana@laptop"}))
+	l, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = agent.ServeAgent(ring, conn) // until the client is gone
+			conn.Close()
+		}
+	}()
+	require.NoError(t, w.FindKeys())
+	assert.Empty(t, w.Recipients)
+	require.Len(t, w.inAgent, 1)
+	f := &Found{Facts: &survey.Facts{K3s: &k3s.Installation{}}}
+	p, err := f.Plan(w)
+	require.NoError(t, err)
+	assert.Contains(t, strings.Join(strings.Fields(strings.ReplaceAll(string(p.Text), "#", "")), " "),
+		"The SSH agent holds ana@laptop SHA256:")
+	assert.Contains(t, string(p.Text), "FILL IN: no key was found")
+}
+
 func TestServerContainers(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -288,19 +328,42 @@ func TestPlan(t *testing.T) {
 	p, err := f.Plan(w)
 	require.NoError(t, err)
 	assert.NotContains(t, string(p.Text), "hunter2")
-	golden := filepath.Join("testdata", "plan.golden")
-	if *update {
-		require.NoError(t, os.MkdirAll("testdata", 0o755))
-		require.NoError(t, os.WriteFile(golden, p.Text, 0o644))
-	}
-	want, err := os.ReadFile(golden)
-	require.NoError(t, err)
-	assert.Equal(t, string(want), string(p.Text))
+	golden(t, "plan.golden", p.Text)
 	lines := strings.Split(string(p.Text), "\n")
 	require.Len(t, p.Places, 2, "the identity and the command")
 	for _, place := range p.Places {
 		assert.Contains(t, lines[place.Line-1], Mark)
 	}
+}
+
+// The plan of a cluster that answered half of the questions says which, and marks what a
+// person may know.
+func TestPlanOfAHalfDeadCluster(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../steps/testdata/facts.json")
+	require.NoError(t, err)
+	f := &Found{Facts: &survey.Facts{}, Cluster: true, Egress: true}
+	require.NoError(t, json.Unmarshal(data, f.Facts))
+	f.Facts.Cluster.Volumes, f.Facts.Cluster.TLSSecrets, f.Facts.Cluster.Services, f.Facts.Cluster.Namespaces = nil, nil, nil, nil
+	for _, what := range []string{survey.Volumes, survey.TLSSecrets, survey.Services, survey.Namespaces, whetherOpenBao, whichOwners, whichHostnames + "Ingresses"} {
+		f.gap(what, errors.New("the server is currently unable to handle the request"))
+	}
+	w := Wishes{Host: plans.Host{Address: "192.0.2.7"}, ULA: netip.MustParsePrefix("fd12:3456:789a::/48"), inAgent: []string{"ana@laptop SHA256:abc"}}
+	p, err := f.Plan(w)
+	require.NoError(t, err)
+	golden(t, "half.golden", p.Text)
+	assert.Len(t, p.Places, 7, "two keys, volumes, TLS secrets, OpenBao, the command and host names")
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	name = filepath.Join("testdata", name)
+	if *update {
+		require.NoError(t, os.WriteFile(name, got, 0o644))
+	}
+	want, err := os.ReadFile(name)
+	require.NoError(t, err)
+	assert.Equal(t, string(want), string(got))
 }
 
 func ExampleWrap() {

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -169,23 +170,51 @@ func (f *Facts) Digest() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Take surveys the host and, where K3s's API server answers, the cluster; a
-// server that does not answer leaves [Facts.Cluster] without nodes. token gets
-// the one with which OpenBao is read, where the plan names an OpenBao.
+// Take surveys the host and the cluster; whatever of it cannot be read is an error.
+// token gets the one with which OpenBao is read, where the plan names an OpenBao.
 func Take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Installation, plan *plans.Plan, token func(context.Context) (string, error)) (*Facts, error) {
+	return take(ctx, h, c, in, plan, token, func(_ string, err error) error { return err })
+}
+
+// Glimpse is [Take] for a cluster that may be half dead, and without OpenBao: the parts of
+// the cluster that cannot be read are told to missing and are not in the facts. Such
+// facts are good to be looked at, and for no run.
+func Glimpse(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Installation, plan *plans.Plan, missing func(part string, err error)) (*Facts, error) {
+	var one sync.Mutex
+	return take(ctx, h, c, in, plan, nil, func(part string, err error) error {
+		one.Lock()
+		defer one.Unlock()
+		missing(part, err)
+		return nil
+	})
+}
+
+func take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Installation, plan *plans.Plan, token func(context.Context) (string, error), failed func(part string, err error) error) (*Facts, error) {
 	f := &Facts{Taken: time.Now().UTC(), K3s: in}
-	var workloads Workloads
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { f.Host, err = readHost(gctx, h, in); return err })
-	g.Go(func() (err error) { f.Cluster, err = readCluster(gctx, h, c, plan); return err })
-	g.Go(func() (err error) { workloads, err = readWorkloads(gctx, c, in, f.Taken); return err })
 	if p := plan.Spec.Backup.OpenBao; p != nil {
 		g.Go(func() (err error) { f.OpenBao, err = ReadOpenBao(gctx, h, c, p, token); return err })
+	}
+	listed := true
+	for _, p := range f.parts(h, c, plan) {
+		g.Go(func() error {
+			err := p.read(gctx)
+			if err != nil && gctx.Err() == nil {
+				if p.name == Volumes {
+					listed = false
+				}
+				return failed(p.name, err)
+			}
+			return err
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	f.Cluster.Workloads = workloads
+	if !listed {
+		return f, nil // every directory would look like nobody's
+	}
 	var err error
 	f.Host.Strays, err = f.Unknown(ctx, h)
 	return f, err
@@ -474,49 +503,82 @@ func parseRoutes(js string, v6, policy bool) ([]Route, error) {
 	return out, nil
 }
 
-func readCluster(ctx context.Context, h *remote.Host, c *cluster.Client, plan *plans.Plan) (Cluster, error) {
-	var out Cluster
-	v, err := c.Kube.Discovery().ServerVersion()
-	if err != nil {
-		return out, fmt.Errorf("cluster: asking the API server for its version: %w", err)
-	}
-	out.Version = v.GitVersion
-	if out.KubeSystemUID, err = c.Identity(ctx); err != nil {
-		return out, err
-	}
-	nodes, err := c.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return out, fmt.Errorf("cluster: listing nodes: %w", err)
-	}
-	for _, n := range nodes.Items {
-		out.Nodes = append(out.Nodes, describeNode(n))
-	}
-	if out.ServiceCIDRs, err = c.ServiceCIDRs(ctx); err != nil {
-		return out, err
-	}
-	namespaces, err := c.Namespaces(ctx)
-	if err != nil {
-		return out, err
-	}
-	for _, n := range namespaces {
-		out.Namespaces = append(out.Namespaces, n.Name)
-	}
-	secrets, err := c.TLSSecrets(ctx, plan.Spec.Backup.TLSSecrets.Selectors)
-	if err != nil {
-		return out, err
-	}
-	out.TLSSecrets = map[string]string{}
-	for _, s := range secrets {
-		out.TLSSecrets[s.Namespace+"/"+s.Name] = verify.SecretDigest(&s)
-	}
-	if out.Services, err = c.Services(ctx, plan.Spec.Services.Policy, plan.Spec.Services.Exclude); err != nil {
-		return out, err
-	}
-	volumes, err := c.Volumes(ctx)
-	if err != nil {
-		return out, err
-	}
-	return out, measureVolumes(ctx, h, plan, volumes, &out)
+// The parts of the cluster's survey, each read by itself, as people call them.
+const (
+	Version      = "the version of Kubernetes"
+	Identity     = "the cluster's identity"
+	Nodes        = "nodes"
+	ServiceCIDRs = "Service ranges"
+	Namespaces   = "namespaces"
+	TLSSecrets   = "TLS secrets"
+	Services     = "Services"
+	Volumes      = "volumes"
+	Claims       = "claims without a volume"
+	Jobs         = "jobs"
+	Pods         = "pods"
+	Certificates = "certificates of cert-manager"
+)
+
+type part struct {
+	name string
+	read func(context.Context) error
+}
+
+// parts are all of the cluster's survey. Each fills in fields of its own, so that they can be
+// read at once.
+func (f *Facts) parts(h *remote.Host, c *cluster.Client, plan *plans.Plan) []part {
+	out := &f.Cluster
+	return append([]part{
+		{Version, func(context.Context) error {
+			v, err := c.Kube.Discovery().ServerVersion()
+			if err != nil {
+				return fmt.Errorf("cluster: asking the API server for its version: %w", err)
+			}
+			out.Version = v.GitVersion
+			return nil
+		}},
+		{Identity, func(ctx context.Context) (err error) { out.KubeSystemUID, err = c.Identity(ctx); return err }},
+		{Nodes, func(ctx context.Context) error {
+			nodes, err := c.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return fmt.Errorf("cluster: listing nodes: %w", err)
+			}
+			for _, n := range nodes.Items {
+				out.Nodes = append(out.Nodes, describeNode(n))
+			}
+			return nil
+		}},
+		{ServiceCIDRs, func(ctx context.Context) (err error) { out.ServiceCIDRs, err = c.ServiceCIDRs(ctx); return err }},
+		{Namespaces, func(ctx context.Context) error {
+			namespaces, err := c.Namespaces(ctx)
+			for _, n := range namespaces {
+				out.Namespaces = append(out.Namespaces, n.Name)
+			}
+			return err
+		}},
+		{TLSSecrets, func(ctx context.Context) error {
+			secrets, err := c.TLSSecrets(ctx, plan.Spec.Backup.TLSSecrets.Selectors)
+			if err != nil {
+				return err
+			}
+			out.TLSSecrets = map[string]string{}
+			for _, s := range secrets {
+				out.TLSSecrets[s.Namespace+"/"+s.Name] = verify.SecretDigest(&s)
+			}
+			return nil
+		}},
+		{Services, func(ctx context.Context) (err error) {
+			out.Services, err = c.Services(ctx, plan.Spec.Services.Policy, plan.Spec.Services.Exclude)
+			return err
+		}},
+		{Volumes, func(ctx context.Context) error {
+			volumes, err := c.Volumes(ctx)
+			if err != nil {
+				return err
+			}
+			return measureVolumes(ctx, h, plan, volumes, out)
+		}},
+	}, out.Workloads.parts(c, f.K3s, f.Taken)...)
 }
 
 func describeNode(n corev1.Node) Node {
@@ -546,6 +608,7 @@ func measureVolumes(ctx context.Context, h *remote.Host, plan *plans.Plan, volum
 		return fmt.Errorf("host %s: looking for the volumes' directories: %w", h.Name(), err)
 	}
 	missing := strings.Split(answer, "\n")
+	var measured []Volume
 	for _, v := range volumes {
 		fv := Volume{Volume: v, Excluded: slices.Contains(plan.Spec.Backup.Volumes.Exclude, v.Namespace+"/"+v.Claim)}
 		fv.Missing = fv.Copied() && slices.Contains(missing, v.Path)
@@ -554,11 +617,12 @@ func measureVolumes(ctx context.Context, h *remote.Host, plan *plans.Plan, volum
 				return fmt.Errorf("volume %s/%s (%s): measuring %s: %w", v.Namespace, v.Claim, v.PV, path.Clean(v.Path), err)
 			}
 		}
-		out.Volumes = append(out.Volumes, fv)
+		measured = append(measured, fv)
 	}
-	slices.SortFunc(out.Volumes, func(a, b Volume) int {
+	slices.SortFunc(measured, func(a, b Volume) int {
 		return strings.Compare(a.Namespace+"/"+a.Claim+a.PV, b.Namespace+"/"+b.Claim+b.PV)
 	})
+	out.Volumes = measured
 	return nil
 }
 

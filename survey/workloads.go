@@ -65,35 +65,44 @@ type Certificate struct {
 	Requests int `json:"requests,omitempty"`
 }
 
-func readWorkloads(ctx context.Context, c *cluster.Client, in *k3s.Installation, now time.Time) (Workloads, error) {
-	var w Workloads
-	claims, err := c.Kube.CoreV1().PersistentVolumeClaims("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return w, fmt.Errorf("cluster: listing persistent volume claims: %w", err)
+func (w *Workloads) parts(c *cluster.Client, in *k3s.Installation, now time.Time) []part {
+	return []part{
+		{Claims, func(ctx context.Context) error {
+			claims, err := c.Kube.CoreV1().PersistentVolumeClaims("").List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return fmt.Errorf("cluster: listing persistent volume claims: %w", err)
+			}
+			for _, p := range claims.Items {
+				if p.Status.Phase != corev1.ClaimBound {
+					w.Unbound = append(w.Unbound, Claim{p.Namespace + "/" + p.Name, string(p.Status.Phase)})
+				}
+			}
+			return nil
+		}},
+		{Jobs, func(ctx context.Context) error {
+			jobs, err := c.Kube.BatchV1().Jobs("").List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return fmt.Errorf("cluster: listing jobs: %w", err)
+			}
+			for _, j := range jobs.Items {
+				if j.Status.Active > 0 {
+					w.Jobs = append(w.Jobs, j.Namespace+"/"+j.Name)
+				}
+			}
+			return nil
+		}},
+		{Pods, func(ctx context.Context) error {
+			pods, err := c.Kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+			if err != nil {
+				return fmt.Errorf("cluster: listing pods: %w", err)
+			}
+			for _, p := range pods.Items {
+				w.addPod(p, in)
+			}
+			return nil
+		}},
+		{Certificates, func(ctx context.Context) (err error) { w.Certificates, err = certificates(ctx, c, now); return err }},
 	}
-	for _, p := range claims.Items {
-		if p.Status.Phase != corev1.ClaimBound {
-			w.Unbound = append(w.Unbound, Claim{p.Namespace + "/" + p.Name, string(p.Status.Phase)})
-		}
-	}
-	jobs, err := c.Kube.BatchV1().Jobs("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return w, fmt.Errorf("cluster: listing jobs: %w", err)
-	}
-	for _, j := range jobs.Items {
-		if j.Status.Active > 0 {
-			w.Jobs = append(w.Jobs, j.Namespace+"/"+j.Name)
-		}
-	}
-	pods, err := c.Kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return w, fmt.Errorf("cluster: listing pods: %w", err)
-	}
-	for _, p := range pods.Items {
-		w.addPod(p, in)
-	}
-	w.Certificates, err = certificates(ctx, c, now)
-	return w, err
 }
 
 func (w *Workloads) addPod(p corev1.Pod, in *k3s.Installation) {

@@ -18,6 +18,7 @@ import (
 	"sunbeam.pt/k3s-dualstack/progress"
 	"sunbeam.pt/k3s-dualstack/propose"
 	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/survey"
 )
 
 func initCommand() *cobra.Command {
@@ -205,12 +206,14 @@ func summary(out io.Writer, file string, p *propose.Proposal, f *propose.Found) 
 	fmt.Fprintf(w, "The plan of %s%s.\n\n", p.Host, where)
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(t, "  K3s\t%s, %s\n", f.Facts.K3s.Version, f.Facts.K3s.Datastore)
-	if f.Cluster {
+	if f.Knows(survey.Volumes) {
 		fmt.Fprintf(t, "  volumes\t%d, %.1f MiB to copy\n", len(f.Facts.Cluster.Volumes), float64(f.Facts.VolumeBytes())/(1<<20))
+	}
+	if f.Knows(survey.TLSSecrets) {
 		fmt.Fprintf(t, "  TLS secrets\t%d\n", len(f.Facts.Cluster.TLSSecrets))
-		for _, b := range f.OpenBao {
-			fmt.Fprintf(t, "  OpenBao\t%s\n", b)
-		}
+	}
+	for _, b := range f.OpenBao {
+		fmt.Fprintf(t, "  OpenBao\t%s\n", b)
 	}
 	ipv6 := "no lasting address with a default route"
 	if a, ok := f.Facts.Host.IPv6(); ok {
