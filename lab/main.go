@@ -100,6 +100,7 @@ func up(name *string) *cobra.Command {
 	flags.StringToStringVar(&node.Environment, "env", nil, "`KEY=VALUE` for the installer; may be repeated")
 	flags.StringVar(&node.Config, "config", "", "`file` to install as /etc/rancher/k3s/config.yaml")
 	flags.StringVar(&node.ConfigDir, "config-dir", "", "`directory` to install as /etc/rancher/k3s/config.yaml.d")
+	flags.StringVar(&node.Prepare, "prepare", "", "shell `script` to run as root on the host before the install")
 	flags.BoolVar(&node.Agent, "agent", false, "install an agent instead of a server, and do not start it")
 	flags.StringVar(&options.Platform.From, "platform", "demo", "what to deploy: demo, none, or a `directory` with a command named platform or manifests")
 	flags.IntVar(&options.Platform.StoreMiB, "store-mib", 300, "`size` of the demo's large volume's contents, in MiB")

@@ -62,9 +62,18 @@ func (l *Lab) createHost(ctx context.Context, image, network string, at subnet, 
 		"--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp:exec,mode=1777",
 		"--sysctl", "net.ipv6.conf.all.disable_ipv6=0",
 		// An overlay file system cannot lie on another: what containers are made of goes
-		// to a volume, which lives as long as the container does.
-		"--volume", "/var/lib/rancher"},
+		// to a volume, which lives as long as the container does; /srv is for a data
+		// directory that is another than K3s's own.
+		"--volume", "/var/lib/rancher", "--volume", "/srv"},
 		capabilities...)
+	// Loop devices, where the machine has them, stand for further disks.
+	loops, err := filepath.Glob("/dev/loop[0-9-]*")
+	if err != nil {
+		return err
+	}
+	for _, device := range loops {
+		args = append(args, "--device", device)
+	}
 	if err := engine.Run(ctx, append(args, image)...); err != nil {
 		return fmt.Errorf("making the host's container: %w", err)
 	}

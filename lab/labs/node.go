@@ -30,6 +30,9 @@ type Node struct {
 	// Config and ConfigDir are a config.yaml and a directory of drop-ins on this machine, laid down
 	// before the install; empty for none.
 	Config, ConfigDir string
+	// Prepare is a shell script on this machine that makes the host what it is to be before
+	// the install: disks, mounts, further files. Empty for none.
+	Prepare string
 	// Agent installs an agent's unit, enabled and not started: the lab has no server for it.
 	Agent bool
 }
@@ -56,6 +59,11 @@ func (l *Lab) putNode(put *files, at subnet, node Node, k3s parts.K3s) error {
 
 // install runs the installer in the host, and waits for a Ready node.
 func (l *Lab) install(ctx context.Context, node Node, shop *parts.Shop, say func(string, ...any)) error {
+	if node.Prepare != "" {
+		if err := l.prepare(ctx, node.Prepare); err != nil {
+			return err
+		}
+	}
 	script, err := os.Open(l.InstallScript)
 	if err != nil {
 		return fmt.Errorf("reading the installer: %w", err)
@@ -87,6 +95,20 @@ func (l *Lab) install(ctx context.Context, node Node, shop *parts.Shop, say func
 		return fmt.Errorf("waiting for a Ready node: %w\n%s", err, l.journal(ctx))
 	}
 	say("k3s: the node is Ready")
+	return nil
+}
+
+// prepare runs a script of this machine in the host.
+func (l *Lab) prepare(ctx context.Context, file string) error {
+	script, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("preparing the host: %w", err)
+	}
+	defer script.Close()
+	var out bytes.Buffer
+	if err := engine.Stream(ctx, script, &out, "exec", "-i", l.Container, "sh", "-s"); err != nil {
+		return fmt.Errorf("preparing the host with %s: %w: %s", file, err, engine.Tail(out.Bytes()))
+	}
 	return nil
 }
 
