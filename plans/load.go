@@ -249,6 +249,18 @@ func (p *Plan) Server() Host {
 	return Host{}
 }
 
+// Watched are the URLs that are watched during a run, besides the API.
+func (p *Plan) Watched() []string {
+	if p.Spec.Watch != nil {
+		return p.Spec.Watch
+	}
+	var urls []string
+	for _, name := range p.Spec.Verify.Hostnames {
+		urls = append(urls, "https://"+name+"/")
+	}
+	return urls
+}
+
 // Path is the absolute path of the file that the plan was loaded from, empty for one decoded from memory.
 func (p *Plan) Path() string { return p.path }
 

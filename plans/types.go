@@ -65,6 +65,8 @@ type Spec struct {
 	Verify Verify `json:"verify,omitzero"`
 	// Commands that run before and after steps, in this order where a step has several.
 	Hooks []Hook `json:"hooks,omitempty"`
+	// URLs that are asked once a second during a run and a rollback, over IPv4 and IPv6, so that it is known for how long they were away; any answer below 500 counts as up, and certificates are not checked. Default: https://NAME/ for every name of verify.hostnames; an empty list watches the API alone.
+	Watch []string `json:"watch,omitzero" jsonschema:"pattern=^https?://[^/@?#]+([/?#]|$)"`
 	// Directory of journal, facts and backup set. Relative to the plan file; default "<metadata.name>.migration" beside it.
 	WorkDir string `json:"workDir,omitempty"`
 }

@@ -50,6 +50,7 @@ func validate(p *Plan) field.ErrorList {
 	errs = append(errs, validateServices(spec.Child("services"), p.Spec.Services)...)
 	errs = append(errs, validateVerify(spec.Child("verify"), p.Spec.Verify)...)
 	errs = append(errs, validateHooks(spec.Child("hooks"), p.Spec.Hooks)...)
+	errs = append(errs, validateWatch(spec.Child("watch"), p.Spec.Watch)...)
 	errs = append(errs, validatePath(spec.Child("workDir"), p.Spec.WorkDir)...)
 	return errs
 }
@@ -567,6 +568,22 @@ func validateVerify(path *field.Path, v Verify) field.ErrorList {
 		errs = append(errs, invalid(hostname, name, validation.IsDNS1123Subdomain(name))...)
 	}
 	return append(errs, validateTimeout(path.Child("timeout"), v.Timeout)...)
+}
+
+func validateWatch(path *field.Path, urls []string) field.ErrorList {
+	var errs field.ErrorList
+	for i, text := range urls {
+		if u, err := url.Parse(text); err == nil && u.User != nil {
+			errs = append(errs, field.Forbidden(path.Index(i), "a user or password has no place here; an answer that refuses access counts as up, too"))
+			continue
+		}
+		if slices.Contains(urls[:i], text) {
+			errs = append(errs, field.Duplicate(path.Index(i), text))
+			continue
+		}
+		errs = append(errs, validateURL(path.Index(i), text)...)
+	}
+	return errs
 }
 
 // validateNames checks entries of the form namespace/<kind>.

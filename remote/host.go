@@ -93,6 +93,35 @@ func (h *Host) connection(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
+// Answers asks the host for a sign of life over the connection that there is; the error is ErrConnectionLost.
+// Unlike every other call it does not connect anew, and so can be made as often as one likes.
+func (h *Host) Answers(ctx context.Context) error {
+	lost := fmt.Errorf("host %s: %w", h.Name(), ErrConnectionLost)
+	select {
+	case h.turn <- struct{}{}:
+	case <-ctx.Done():
+		return lost // another call is connecting
+	}
+	c := h.current
+	<-h.turn
+	if c == nil || !c.alive() {
+		return lost
+	}
+	answered := make(chan error, 1)
+	go func() { // ends with the connection when nothing is answered
+		_, _, err := c.SendRequest("keepalive@openssh.com", true, nil)
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		if err == nil {
+			return nil
+		}
+	case <-ctx.Done():
+	}
+	return lost
+}
+
 // refusals is how often a login may be refused while connecting anew: a host that is still booting lets
 // nobody but root in, and one that counts failures must not be provoked.
 const refusals = 3

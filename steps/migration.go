@@ -221,7 +221,7 @@ const hostKey = "host key"
 
 // bind is what the run is bound to from its first backup on: the host that has
 // this key, what the cluster becomes and what is kept of it. How the host is
-// reached, the platform's command, hooks, the Services' policy, the verification and the
+// reached, the platform's command, hooks, the Services' policy, what is watched, the verification and the
 // private keys may be mended meanwhile. Machine, K3s and volumes are compared with the facts, see
 // unmoved.
 func (m *Migration) bind(key string) runner.Bind {

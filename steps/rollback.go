@@ -217,6 +217,11 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 		return err
 	}
 	defer func() { err = release(err) }()
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.watch(ctx, h)()
 	if err := m.sameMachine(ctx); err != nil {
 		return err
 	}

@@ -94,6 +94,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		return err
 	}
 	defer func() { err = release(err) }()
+	defer m.watch(ctx, h)()
 	if err := m.unmoved(ctx, state); err != nil {
 		return err
 	}
@@ -147,7 +148,7 @@ func (m *Migration) beginAnew() error {
 		return fmt.Errorf("laptop: beginning anew: %w", err)
 	}
 	// The journal goes last: it tells that the others are to go.
-	for _, file := range []string{m.file(factsFile), m.JournalPath()} {
+	for _, file := range []string{m.file(factsFile), m.file(availabilityFile), m.JournalPath()} {
 		if err := over(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("laptop: beginning anew: %w", err)
 		}
