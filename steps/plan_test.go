@@ -156,6 +156,15 @@ var variants = []struct {
 		s.Platform.Manifests = []string{"/home/ana/shop/base", "/home/ana/shop/my overlay"}
 		s.Platform.Rehearse = []string{"/opt/shop/platform", "seed"}
 	}},
+	{"hooks", func(s *plans.Spec) {
+		s.Hooks = []plans.Hook{
+			{Name: "mail-back", After: "start", On: plans.OnHost, Command: []string{"systemctl", "start", "postfix"}},
+			{Name: "tell", Before: "quiesce", On: plans.OnLaptop, Command: []string{"/home/ana/tell", "the shop is closed"}},
+			{Name: "mail-away", Before: "quiesce", On: plans.OnHost, Command: []string{"systemctl", "stop", "postfix"}},
+			{Name: "look", After: "gate", On: plans.OnLaptop, Command: []string{"kubectl", "get", "pods"}},
+			{Name: "copy", After: "freeze", On: plans.OnLaptop, Command: []string{"rclone", "sync", "/home/ana/shop.migration", "away:shop"}},
+		}
+	}},
 	{"require-dual-stack", func(s *plans.Spec) { s.Services.Policy = plans.ServicesRequireDualStack }},
 }
 
@@ -248,6 +257,7 @@ var repeatable = map[string]string{
 	"install/identity":   "writes the same files, before the first start",
 	"install/install":    "the install script is made to be repeated; a job that runs is attached to",
 	"volumes/strays":     "writes the same files",
+	"start/hook":         "the plan's hooks are to be repeatable; a job that runs is attached to",
 	"start/start":        "starting what runs does nothing",
 	"start/node":         "waits",
 	"secrets/apply":      "objects that are equal are left alone",
