@@ -67,7 +67,7 @@ func (l *Lab) createHost(ctx context.Context, image, network string, at subnet, 
 		"--volume", "/var/lib/rancher", "--volume", "/srv"},
 		capabilities...)
 	// Loop devices, where the machine has them, stand for further disks.
-	loops, err := filepath.Glob("/dev/loop[0-9-]*")
+	loops, err := filepath.Glob("/dev/loop*")
 	if err != nil {
 		return err
 	}
