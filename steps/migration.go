@@ -73,6 +73,10 @@ type Migration struct {
 
 	// proven is set once this process has proven the whole set, as it then was.
 	proven bool
+	// taken are the facts that were held against the saved plan with the digest savedAs, by
+	// this process, right before the run.
+	taken   *survey.Facts
+	savedAs string
 	// looked is set once this process has taken the last look.
 	looked bool
 	quiet  sync.Mutex // serialises stopping K3s again

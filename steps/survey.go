@@ -44,15 +44,26 @@ func (m *Migration) SurveyAll(ctx context.Context) (*survey.Facts, error) {
 func (m *Migration) takeFacts(ctx context.Context) (any, error) {
 	t := m.Progress.Wait("Reading host and cluster")
 	defer t.Done()
-	facts, err := m.SurveyAll(ctx)
-	if err != nil {
-		return nil, err
+	facts := m.taken
+	if facts == nil {
+		var err error
+		if facts, err = m.SurveyAll(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.keep(factsFile, facts); err != nil {
 		return nil, err
 	}
 	m.Facts = facts
-	return map[string]any{"facts": facts.Digest(), "volumeBytes": facts.VolumeBytes()}, nil
+	return takenFacts{Facts: facts.Digest(), VolumeBytes: facts.VolumeBytes(), Saved: m.savedAs}, nil
+}
+
+// takenFacts are the data of the survey.
+type takenFacts struct {
+	Facts       string `json:"facts"` // their digest
+	VolumeBytes int64  `json:"volumeBytes"`
+	// Saved is the digest of the saved plan that the run began from.
+	Saved string `json:"saved,omitempty"`
 }
 
 // checks is the action whose data are what preflight found.

@@ -11,6 +11,7 @@ import (
 
 	"sunbeam.pt/k3s-dualstack/k3s"
 	"sunbeam.pt/k3s-dualstack/preflight"
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
 	"sunbeam.pt/k3s-dualstack/survey"
@@ -40,10 +41,12 @@ step and action in order: its target and the command a person would type.
 These are the actions that 'migrate run' performs. Nothing is changed. The exit
 status is 3 when a finding forbids the run.`),
 		Example: `  migrate plan -f plan.yaml
+  migrate plan -f plan.yaml --out shop.saved && migrate run shop.saved
   migrate plan -f plan.yaml -o json | jq '.steps[].actions[].command'`,
 		Args: cobra.NoArgs,
 	}
 	file, format := planFlag(c), formatFlag(c)
+	out := c.Flags().String("out", "", "save the plan in this `file`, for 'migrate run FILE': that does what was shown, or nothing")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if err := checkFormat(*format); err != nil {
 			return err
@@ -56,6 +59,9 @@ status is 3 when a finding forbids the run.`),
 		p := preview{Name: m.Plan.Metadata.Name}
 		if p.Begun, err = m.Begun(); err != nil {
 			return err
+		}
+		if p.Begun && *out != "" {
+			return usageError{errors.New("--out: a run of this plan has begun, and goes on with what it began with; a saved plan is for one that has not")}
 		}
 		if !p.Begun {
 			t := m.Progress.Wait("Reading host and cluster")
@@ -102,9 +108,16 @@ status is 3 when a finding forbids the run.`),
 			p.print(c.OutOrStdout(), *file)
 		}
 		if checked != nil {
-			return &shownError{checked}
+			return &shownError{checked} // and not saved: there is nothing to run
 		}
-		return nil
+		if *out == "" {
+			return nil
+		}
+		if err := m.Save(*out); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.ErrOrStderr(), "\nSaved in %[1]s. To do just this, and nothing when anything has moved: migrate run %[1]s\n", remote.Quote(*out))
+		return err
 	}
 	return c
 }

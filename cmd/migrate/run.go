@@ -18,23 +18,28 @@ import (
 
 func runCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "run",
+		Use:   "run [FILE]",
 		Short: "Perform the migration, or continue it",
 		Long: strings.TrimSpace(`
 Perform every step of the plan, or those that are left: a run that failed, was
 interrupted or cut off is continued by the same command. It asks once, before
 the downtime, when the backup set is complete and proven; --yes answers.
 
+With FILE, which 'migrate plan --out FILE' saved, it does what that plan showed: it
+looks anew at first, and refuses, with the differences, when plan, host or cluster
+are no longer the same. A run that began from FILE is continued with it, too.
+
 With --take-over a run that another laptop began is continued here, from the
 journal that the host keeps, after showing who has it. Copy the backup set here
 first; the message says from where when it is missing. The other laptop's run stops
 when it notices.`),
 		Example: `  migrate run -f plan.yaml
+  migrate run shop.saved                  # what was saved, or nothing
   migrate run -f plan.yaml --until gate   # back up and prove the set, no downtime
   migrate run -f plan.yaml --yes          # for scripts: no question
   migrate run -f plan.yaml --take-over    # continue what another laptop began
   migrate run -f plan.yaml --waive host.space='the disk is grown tonight'`,
-		Args: cobra.NoArgs,
+		Args: cobra.MaximumNArgs(1),
 	}
 	file := planFlag(c)
 	yes := c.Flags().BoolP("yes", "y", false, "agree at the gate without being asked")
@@ -43,8 +48,12 @@ when it notices.`),
 	_ = c.RegisterFlagCompletionFunc("until", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return steps.Names(), cobra.ShellCompDirectiveNoFileComp
 	})
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	c.RunE = func(c *cobra.Command, args []string) error {
 		waivers, err := parseWaivers(*waive)
+		if err != nil {
+			return err
+		}
+		saved, err := readSaved(c, args, file)
 		if err != nil {
 			return err
 		}
@@ -55,9 +64,17 @@ when it notices.`),
 		defer m.Close()
 		m.Waivers = waivers
 		again := "migrate run -f " + *file
+		if saved != nil {
+			again = "migrate run " + args[0]
+		}
 		out := m.Progress.Writer()
 		if *over {
 			if err := takeOver(c, m, false, *yes); err != nil {
+				return err
+			}
+		}
+		if saved != nil {
+			if err := holdTo(c, m, saved, args[0], *file); err != nil {
 				return err
 			}
 		}
