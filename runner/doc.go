@@ -37,6 +37,9 @@
 // long as a rollback is under way. A rollback is continued by calling it again,
 // and may go on to an earlier checkpoint, never to a later one.
 //
+// A [Pauser] lets a person in between steps and actions: what is under way ends
+// first, and stopping there leaves nothing open.
+//
 // [State] is derived from the records alone. Order is the order of sequence
 // numbers; times are for people, and clocks may jump.
 //

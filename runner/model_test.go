@@ -44,6 +44,9 @@ type world struct {
 	cancel  context.CancelFunc
 	running []deed
 	begun   []deed
+	pauses  map[int]bool // the questions whether to pause that are answered with yes, and whether a person stops there
+	asked   int
+	stopped int // how many records there were when a person stopped the call; 0: nobody did
 }
 
 // deed is one action or undo action of a step.
@@ -61,6 +64,7 @@ func (d deed) String() string { return d.step + "/" + d.name }
 var (
 	errDead  = errors.New("the process is dead")
 	errFault = errors.New("an injected failure")
+	errStop  = errors.New("stopped by a person")
 )
 
 // The kinds of fault. At a point where a kind makes no sense it is a crash.
@@ -289,9 +293,51 @@ func (w *world) place(step string) int {
 	return slices.IndexFunc(w.steps, func(s Step) bool { return s.Name == step })
 }
 
+// Wants is a question whether to pause, which a person who looks on may want at any time.
+func (p *process) Wants(s Step, a *Action) bool {
+	state := p.journal.State() // ahead of the lock: the journal has its own, within which it writes to the world
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked++
+	switch {
+	case state.Rollback != nil:
+	case state.StepState(s.Name).Complete:
+		p.wrong = append(p.wrong, "a pause before the complete step "+s.Name)
+	case a != nil:
+		if before, _ := state.ActionState(s.Name, a.Name); before.Status == Done {
+			p.wrong = append(p.wrong, "a pause before "+s.Name+"/"+a.Name+", which is done")
+		}
+	}
+	_, wants := p.pauses[p.asked]
+	return wants
+}
+
+// Pause is a person who looks at what is there, and goes on or stops.
+func (p *process) Pause(_ context.Context, s Step, a *Action) error {
+	records := len(p.journal.Records())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.running) > 0 {
+		p.wrong = append(p.wrong, fmt.Sprintf("a pause before %s while %s runs", s.Name, p.running))
+	}
+	p.reached["paused"]++
+	if a != nil && s.Parallel > 1 && len(p.begun) > 0 {
+		p.reached["paused amid actions that run in parallel"]++
+	}
+	if !p.pauses[p.asked] {
+		return nil
+	}
+	p.reached["stopped in a pause"]++
+	p.stopped = records
+	return errStop
+}
+
 // judge holds a deed that begins against what is durable.
 func (w *world) judge(d deed) {
 	wrong := func(what string) { w.wrong = append(w.wrong, d.String()+" runs "+what) }
+	if w.stopped > 0 {
+		wrong("after a person stopped the run")
+	}
 	records := w.durable()
 	s := specified(records)
 	since, intent, done, before := standing(records), Intent, Done, s.Actions
@@ -444,6 +490,14 @@ func (w *world) drawFaults(t *rapid.T, bits int) {
 	}
 }
 
+// drawPauses draws where the next call is to pause.
+func (w *world) drawPauses(t *rapid.T) {
+	w.pauses = map[int]bool{}
+	for range upTo(2).Draw(t, "pauses") - 1 {
+		w.pauses[upTo(3).Draw(t, "question")] = rarely(t, "stop")
+	}
+}
+
 // upTo draws a number from 1 to 2^bits, all as likely as each other; IntRange
 // prefers the small ones.
 func upTo(bits int) *rapid.Generator[int] {
@@ -478,6 +532,7 @@ func TestModel(t *testing.T) {
 			p := w.process(t)
 			p.reached = reached
 			for range upTo(2).Draw(t, "calls") {
+				w.drawPauses(t)
 				if rapid.Bool().Draw(t, "back") {
 					w.drawFaults(t, 4)
 					p.rollback(p.drawTo())
@@ -489,7 +544,7 @@ func TestModel(t *testing.T) {
 			p.end(rapid.Int64Range(0, 400).Draw(t, "unsynced bytes kept"))
 		}
 		p := w.process(t)
-		w.faults = nil
+		w.faults, w.pauses = nil, nil
 		p.reached = reached
 		if open := p.journal.State().Rollback; open != nil {
 			p.rollback(open.To)
@@ -501,7 +556,8 @@ func TestModel(t *testing.T) {
 		p.checkComplete()
 		p.end(0)
 	})
-	for _, what := range []string{"rolled back", "continued a rollback", "went on to an earlier checkpoint", "refused to run", "refused a later checkpoint", "found undone"} {
+	for _, what := range []string{"rolled back", "continued a rollback", "went on to an earlier checkpoint", "refused to run", "refused a later checkpoint", "found undone",
+		"paused", "paused amid actions that run in parallel", "stopped in a pause"} {
 		if t.Logf("%s: %d times", what, reached[what]); reached[what] == 0 && !t.Failed() {
 			t.Errorf("in %d draws never %s", run, what)
 		}
@@ -552,10 +608,10 @@ func (p *process) drawTo() string {
 func (p *process) call(f func(ctx context.Context, r *Runner) error, agrees bool) (err error, added []Record, smooth bool) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	p.points, p.struck, p.cancel, p.begun = 0, 0, stop, nil
+	p.points, p.struck, p.cancel, p.begun, p.asked, p.stopped = 0, 0, stop, nil, 0, 0
 	before := len(p.journal.Records())
 	err = f(ctx, &Runner{
-		Steps: p.steps, Journal: p.journal, Bind: Bind{Plan: "p"}, Observer: &log{},
+		Steps: p.steps, Journal: p.journal, Bind: Bind{Plan: "p"}, Observer: &log{}, Pauser: p,
 		Confirm: func(context.Context, Gate) (bool, error) { return agrees, nil },
 	})
 	records := p.journal.Records()
@@ -566,6 +622,9 @@ func (p *process) call(f func(ctx context.Context, r *Runner) error, agrees bool
 	}
 	if len(p.wrong) > 0 {
 		p.t.Fatalf("%q", p.wrong)
+	}
+	if p.stopped > 0 && (p.stopped != len(records) || !errors.Is(err, errStop)) {
+		p.t.Fatalf("stopped by a person, and then: %v, %d records", err, len(records)-p.stopped)
 	}
 	state := p.journal.State()
 	if d := cmp.Diff(specified(records), told(state)); d != "" {
@@ -603,7 +662,7 @@ func (p *process) run(until string, agrees bool) {
 		p.reached["refused to run"]++
 	case err == nil && until == "" && !p.journal.State().Finished:
 		p.t.Fatal("ended without an error and is not finished")
-	case err != nil && smooth && !(errors.Is(err, ErrDeclined) && !agrees):
+	case err != nil && smooth && !(errors.Is(err, ErrDeclined) && !agrees) && p.stopped == 0:
 		p.t.Fatalf("nothing went wrong, and yet: %v", err)
 	}
 }
@@ -638,7 +697,7 @@ func (p *process) rollback(to string) {
 		p.reached["went on to an earlier checkpoint"]++
 	}
 	if err != nil {
-		if smooth {
+		if smooth && p.stopped == 0 {
 			p.t.Fatalf("nothing went wrong, and yet: %v", err)
 		}
 		return

@@ -43,6 +43,9 @@ func (r *Runner) Rollback(ctx context.Context, to string) error {
 		if ctx.Err() != nil {
 			return fail(ctx.Err())
 		}
+		if err := p.pause(ctx, s, nil, nothingRuns); err != nil {
+			return fail(err)
+		}
 		p.tell(func(o Observer) { o.StepStarted(s, i+1, len(steps)) })
 		actions, err := computed(ctx, s.Undo)
 		if err != nil {

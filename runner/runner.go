@@ -10,8 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // Observer is told what a run or a rollback does, as it happens: of a rollback,
@@ -33,6 +31,17 @@ type Observer interface {
 	Notice(text string)
 }
 
+// Pauser lets a person in between the steps and actions of a run or a rollback.
+type Pauser interface {
+	// Wants tells whether to pause before the step, or before its action a, which is
+	// nil before the step itself. It is asked right before one begins that is not
+	// done yet.
+	Wants(s Step, a *Action) bool
+	// Pause is called when it does, with no action under way, and returns when it is
+	// to go on. An error ends the run there: nothing of the step or action is recorded.
+	Pause(ctx context.Context, s Step, a *Action) error
+}
+
 // Runner performs the steps of a run, or what is left of them.
 type Runner struct {
 	Steps   []Step
@@ -41,6 +50,9 @@ type Runner struct {
 
 	// Observer may be nil.
 	Observer Observer
+
+	// Pauser may be nil.
+	Pauser Pauser
 
 	// Confirm asks a person and is false when they decline. A nil Confirm
 	// declines every gate.
@@ -215,6 +227,9 @@ func (p *performance) step(ctx context.Context, s Step, n int) error {
 	if ctx.Err() != nil {
 		return fail(ctx.Err())
 	}
+	if err := p.pause(ctx, s, nil, nothingRuns); err != nil {
+		return fail(err)
+	}
 	p.tell(func(o Observer) { o.StepStarted(s, n, len(p.Steps)) })
 	if s.Gate != nil && !p.state.StepState(s.Name).Confirmed {
 		if err := p.confirm(ctx, s); err != nil {
@@ -275,39 +290,64 @@ func backward(s State) direction {
 	return d
 }
 
+// pause lets a person in, unless what is under way ends the run first: settled
+// waits for that and tells.
+func (p *performance) pause(ctx context.Context, s Step, a *Action, settled func() bool) error {
+	if p.Pauser == nil || !p.Pauser.Wants(s, a) || !settled() {
+		return nil
+	}
+	return p.Pauser.Pause(ctx, s, a)
+}
+
+// nothingRuns is settled where no action is under way.
+func nothingRuns() bool { return true }
+
 // actions performs a step's actions, as many at once as it says.
 func (p *performance) actions(ctx context.Context, s Step, actions []Action, d direction) error {
 	var (
-		group  errgroup.Group
+		group  sync.WaitGroup
 		mu     sync.Mutex
 		failed []error
 	)
+	fail := func(a Action, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		failed = append(failed, &StepError{Step: s.Name, Action: a.Name, Err: interrupted(ctx, err)})
+	}
 	stopped := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(failed) > 0
+		return len(failed) > 0 || ctx.Err() != nil
 	}
-	group.SetLimit(max(1, s.Parallel))
+	free := make(chan struct{}, max(1, s.Parallel))
 	for _, a := range actions {
 		if a.Alone {
-			_ = group.Wait() // errors are in failed, all of them
+			group.Wait()
 		}
-		group.Go(func() error {
-			if stopped() || ctx.Err() != nil {
-				return nil
+		free <- struct{}{}
+		if stopped() {
+			break
+		}
+		if before, _ := find(d.before, s.Name, a.Name); before.Status != d.done {
+			err := p.pause(ctx, s, &a, func() bool { group.Wait(); return !stopped() })
+			if err != nil {
+				fail(a, err)
 			}
+			if stopped() {
+				break
+			}
+		}
+		group.Go(func() {
+			defer func() { <-free }()
 			if err := p.action(ctx, s, a, d); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				failed = append(failed, &StepError{Step: s.Name, Action: a.Name, Err: interrupted(ctx, err)})
+				fail(a, err)
 			}
-			return nil
 		})
 		if a.Alone {
-			_ = group.Wait()
+			group.Wait()
 		}
 	}
-	_ = group.Wait()
+	group.Wait()
 	switch {
 	case len(failed) == 1:
 		return failed[0]
