@@ -107,18 +107,18 @@ func (m *Migration) platformCommand(ctx context.Context, c *cluster.Client, fiel
 // lendKubeconfig makes the file that commands on the laptop have for their KUBECONFIG lead to c until
 // stop. It holds the cluster's admin credentials: it exists for as long as the command runs.
 func (m *Migration) lendKubeconfig(ctx context.Context, c *cluster.Client) (stop func(), err error) {
-	kubeconfig, stop, err := c.Forward(ctx)
+	kubeconfig, unforward, err := c.Forward(ctx)
 	if err != nil {
 		return nil, err
 	}
 	file := m.kubeconfig()
 	if err := renameio.WriteFile(file, kubeconfig, 0o600, renameio.IgnoreUmask()); err != nil {
-		stop()
+		unforward()
 		return nil, fmt.Errorf("laptop: writing the kubeconfig for commands of the plan: %w", err)
 	}
 	return func() {
 		_ = os.Remove(file) // the next run removes what is left
-		stop()
+		unforward()
 	}, nil
 }
 
