@@ -7,7 +7,7 @@
 // time between two watches, or while the machine slept. What the targets are is the
 // caller's to say; of its own the package knows URLs.
 //
-// probe.go watches, read.go reads, url.go asks URLs, table.go shows the result to people.
+// probe.go watches, file.go owns the file, url.go asks URLs, table.go shows the result to people.
 package probe
 
 import (

@@ -133,9 +133,11 @@ A rollback that failed or was cut off is continued by the same command. After it
 			if err != nil {
 				return err
 			}
+			printAvailability(c, m)
 			fmt.Fprintf(w, "\nThe rollback is complete. %s", next(state.RolledBack, *file))
 			return nil
 		case errors.As(err, &unverified):
+			printAvailability(c, m)
 			fmt.Fprintf(w, "\nThe rollback is complete, and the cluster is not as it was: %v, see above. The backup set has what it was: migrate backup list -f %s\n", err, *file)
 			return &shownError{err}
 		case errors.Is(err, runner.ErrDeclined):

@@ -103,6 +103,7 @@ when it notices.`),
 		case err == nil && *until != "":
 			fmt.Fprintf(c.ErrOrStderr(), "\nStopped after %s, as asked. To go on: %s\n", *until, again)
 		case err == nil:
+			printAvailability(c, m)
 			fmt.Fprintf(c.ErrOrStderr(), "\nThe migration is complete. The backup set is kept in %s: it holds the cluster's secrets, encrypted; remove it when you trust the new cluster.\nTo look again at any time: migrate verify -f %s\n", m.SetDir(), *file)
 		case errors.Is(err, runner.ErrDeclined):
 			fmt.Fprintf(c.ErrOrStderr(), "\nNot agreed; the cluster runs as before and the backup set is kept. To be asked again: %s\n", again)

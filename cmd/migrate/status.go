@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sunbeam.pt/k3s-dualstack/preflight"
+	"sunbeam.pt/k3s-dualstack/probe"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
 )
@@ -20,7 +21,8 @@ func statusCommand() *cobra.Command {
 		Short: "Show how far a run is, from its journal",
 		Long: strings.TrimSpace(`
 Show which steps of the run are complete, what was begun and what failed. The
-journal on the laptop is read; host and cluster are not contacted.`),
+journal on the laptop is read, and what the watch over API and URLs saw; host and
+cluster are not contacted.`),
 		Example: `  migrate status -f plan.yaml
   migrate status -f plan.yaml -o json | jq .checkpoint`,
 		Args: cobra.NoArgs,
@@ -42,7 +44,14 @@ journal on the laptop is read; host and cluster are not contacted.`),
 		defer journal.Close()
 		state := journal.State()
 		if *format == "json" {
-			return writeJSON(c.OutOrStdout(), state)
+			availability, err := m.Availability()
+			if err != nil {
+				return err
+			}
+			return writeJSON(c.OutOrStdout(), struct {
+				runner.State
+				Availability []probe.Availability `json:"availability,omitempty"`
+			}{state, availability})
 		}
 		w := c.OutOrStdout()
 		if state.Run == "" {
@@ -81,6 +90,7 @@ journal on the laptop is read; host and cluster are not contacted.`),
 			return err
 		}
 		printWaived(w, found)
+		printAvailability(c, m)
 		if back := state.Rollback; back != nil {
 			fmt.Fprintf(w, "\nA rollback to %s began %s and is not complete.\n", back.To, back.Began.Local().Format(time.DateTime))
 			for _, a := range back.Actions {

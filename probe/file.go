@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -122,7 +121,7 @@ func Read(path string) ([]Availability, error) {
 // timeline puts the records together.
 type timeline struct {
 	all  []Availability
-	open map[key]Span // of the watch that is read: what holds until the next record
+	open map[key]Span // of the watch that is read: what holds until the target's next record
 	last time.Time    // of its records
 }
 
@@ -132,23 +131,30 @@ func (t *timeline) enter(r record) {
 		t.end()
 		t.open = map[key]Span{}
 		for _, k := range r.Begin {
-			t.open[k] = Span{From: r.Time, State: Unknown, Why: NotWatched}
-			if !slices.ContainsFunc(t.all, func(a Availability) bool { return a.Name == k.Name && a.Family == k.Family }) {
+			if t.of(k) == nil {
 				t.all = append(t.all, Availability{Name: k.Name, Family: k.Family, Spans: []Span{}})
 			}
 		}
-	case r.Target != nil:
-		before, known := t.open[*r.Target]
-		if !known {
-			return
+	case r.Target != nil && t.of(*r.Target) != nil:
+		if before, ok := t.open[*r.Target]; ok {
+			before.To = r.Time
+			t.add(*r.Target, before)
 		}
-		before.To = r.Time
-		t.add(*r.Target, before)
 		t.open[*r.Target] = Span{From: r.Time, State: r.State, Why: r.Why}
 	}
 	if t.last.Before(r.Time) || r.Begin != nil {
 		t.last = r.Time
 	}
+}
+
+// of is what is known of a target; nil before it was named.
+func (t *timeline) of(k key) *Availability {
+	for i, a := range t.all {
+		if a.Name == k.Name && a.Family == k.Family {
+			return &t.all[i]
+		}
+	}
+	return nil
 }
 
 // end ends the watch that is read, at its last record.
@@ -165,8 +171,7 @@ func (t *timeline) add(k key, s Span) {
 	if !s.To.After(s.From) {
 		return
 	}
-	i := slices.IndexFunc(t.all, func(a Availability) bool { return a.Name == k.Name && a.Family == k.Family })
-	spans := &t.all[i].Spans
+	spans := &t.of(k).Spans
 	if n := len(*spans); n > 0 {
 		last := &(*spans)[n-1]
 		if last.To.Before(s.From) {

@@ -1,0 +1,22 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"sunbeam.pt/k3s-dualstack/probe"
+	"sunbeam.pt/k3s-dualstack/steps"
+)
+
+// printAvailability shows for how long API and URLs were away, if anything was watched.
+func printAvailability(c *cobra.Command, m *steps.Migration) {
+	all, err := m.Availability()
+	if err != nil {
+		fmt.Fprintf(c.ErrOrStderr(), "note: %v\n", err) // nothing depends on it
+	}
+	if len(all) > 0 {
+		fmt.Fprintln(c.OutOrStdout())
+		_ = probe.Table(c.OutOrStdout(), all) // as for every other print
+	}
+}
