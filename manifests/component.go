@@ -55,14 +55,14 @@ func (r *Report) Component(dir string) error {
 	have := map[componentTarget]bool{}
 	for i := range r.Services {
 		s := &r.Services[i]
-		if !s.patchable || s.State != ToSet && s.State != ByHand {
+		if !s.patchable || s.State != ToSet && s.State != ByHand && !s.component {
 			continue
 		}
 		if !dnsLabel.MatchString(s.Name) || s.Namespace != "" && !dnsLabel.MatchString(s.Namespace) {
 			s.State, s.Reason = ByHand, noPatch
 			continue
 		}
-		s.State, s.Reason = ToSet, ""
+		s.State, s.Reason, s.Want = ToSet, "", r.Policy
 		if target := (componentTarget{"v1", "Service", s.Name, s.Namespace}); !have[target] {
 			have[target] = true
 			c.Patches = append(c.Patches, componentPatch{"ipfamilypolicy.yaml", target})

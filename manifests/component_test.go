@@ -7,6 +7,11 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
+
+	"sunbeam.pt/k3s-dualstack/plans"
 )
 
 // A component reaches what an edit cannot, names nothing twice, is written anew, and takes
@@ -53,4 +58,152 @@ func TestComponent(t *testing.T) {
 	none := filepath.Join(dir, "none")
 	require.NoError(t, find(t, filepath.Join(dir, "e")).Component(none))
 	require.NoDirExists(t, none)
+}
+
+// built are the objects that kustomize makes, by kind and name.
+func built(dir string) (map[string]map[string]any, error) {
+	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
+	if err != nil {
+		return nil, err
+	}
+	objects := map[string]map[string]any{}
+	for _, r := range made.Resources() {
+		text, err := r.AsYAML()
+		if err != nil {
+			return nil, err
+		}
+		var o map[string]any
+		if err := yaml.Unmarshal(text, &o); err != nil {
+			return nil, err
+		}
+		objects[r.GetKind()+" "+r.GetNamespace()+"/"+r.GetName()] = o
+	}
+	return objects, nil
+}
+
+// policyOf takes the policy out of a Service.
+func policyOf(object map[string]any) any {
+	spec, _ := object["spec"].(map[string]any)
+	policy := spec[key]
+	delete(spec, key)
+	return policy
+}
+
+const (
+	headlessService = "apiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {clusterIP: None, selector: {app: db}}\n"
+	elsewhere       = "apiVersion: v1\nkind: Service\nmetadata: {name: out}\nspec: {type: ExternalName, externalName: example.org}\n"
+	anchored        = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: one}, spec: &s {ports: [{port: 80}]}}\n" +
+		"- {apiVersion: v1, kind: Service, metadata: {name: two}, spec: *s}\n"
+)
+
+// What a component sets where it is included is set for --check, too; where one of several
+// kustomizations leaves it out, it is not. kustomize has the last word.
+func TestComponentThatIsIncluded(t *testing.T) {
+	dir := tree(t, map[string]string{
+		"base/kustomization.yaml": "resources: [web.yaml, more]\n",
+		"base/web.yaml":           strings.ReplaceAll(service, "\r\n", "\n") + "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: page}\n",
+		"base/more/Kustomization": "resources: [db.yaml, out.yaml, anchored.yaml]\n",
+		"base/more/db.yaml":       headlessService, "base/more/out.yaml": elsewhere, "base/more/anchored.yaml": anchored,
+		"prod/kustomization.yaml": "resources: [../base]\nnamePrefix: prod-\nnamespace: prod\n",
+		"dev/kustomization.yml":   "resources: [../base, https://example.org/remote.yaml, ../nosuch]\n",
+	})
+	const eligible = 4
+	out := filepath.Join(dir, "dual-stack")
+	plain, err := built(filepath.Join(dir, "prod"))
+	require.NoError(t, err)
+	require.NoError(t, find(t, dir).Component(out))
+
+	unset := func() (n int, reasons string) {
+		t.Helper()
+		r := find(t, dir)
+		for _, s := range r.Services {
+			if s.State == ToSet || s.State == ByHand {
+				n++
+				reasons += s.Reason + "\n"
+			}
+		}
+		return n, reasons
+	}
+	add := func(name, text string) {
+		t.Helper()
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_APPEND|os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteString(text)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+	}
+	n, reasons := unset()
+	require.Equal(t, eligible, n, "it is included nowhere")
+	require.NotContains(t, reasons, "does not include")
+	add("prod/kustomization.yaml", "components: [../dual-stack]\n")
+	n, reasons = unset()
+	require.Equal(t, eligible, n, "dev does not include it")
+	require.Contains(t, reasons, "dev/kustomization.yml does not include the component")
+	add("dev/kustomization.yml", "components: [../dual-stack]\n")
+	n, reasons = unset()
+	require.Zero(t, n, reasons)
+
+	// Another policy is asked for than the component sets.
+	required := prefer
+	required.Policy = plans.ServicesRequireDualStack
+	r, err := Scan(t.Context(), []string{dir}, required)
+	require.NoError(t, err)
+	require.Equal(t, eligible, r.Count(ToSet)+r.Count(ByHand))
+
+	// Nothing is left for --write, and the component is written anew as it was.
+	r = find(t, dir)
+	require.NoError(t, r.Write(t.Context()))
+	require.Empty(t, r.Written)
+	before, err := os.ReadFile(filepath.Join(out, "kustomization.yaml"))
+	require.NoError(t, err)
+	require.NoError(t, r.Component(out))
+	holdsText(t, string(before), out, "kustomization.yaml")
+	require.Equal(t, eligible, r.Count(ToSet))
+
+	set, err := built(filepath.Join(dir, "prod"))
+	require.NoError(t, err)
+	for name, want := range map[string]any{"web": "PreferDualStack", "db": "PreferDualStack", "one": "PreferDualStack", "two": "PreferDualStack", "out": nil} {
+		require.Equal(t, want, policyOf(set["Service prod/prod-"+name]), name)
+	}
+	require.Equal(t, plain, set, "nothing else differs")
+}
+
+// Of each file of the corpus that kustomize reads, the component sets the policy on every
+// Service that an edit or a patch would, and changes nothing else.
+func TestComponentOfTheCorpus(t *testing.T) {
+	services := 0
+	for name, data := range corpus(t) {
+		dir := tree(t, map[string]string{"kustomization.yaml": "resources: [" + name + "]\n", name: string(data)})
+		plain, err := built(dir)
+		if err != nil {
+			continue // a template, an encrypted file, or beyond kustomize's YAML
+		}
+		out := filepath.Join(dir, "dual-stack")
+		r := find(t, dir)
+		require.NoError(t, r.Component(out), name)
+		if r.Count(ToSet) == 0 {
+			continue
+		}
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte("resources: ["+name+"]\ncomponents: [dual-stack]\n"), 0o644))
+		set, err := built(dir)
+		if name == "odd-values.yaml" {
+			require.ErrorContains(t, err, "+Inf") // it has a number that kustomize cannot patch beside
+			continue
+		}
+		require.NoError(t, err, name)
+		for _, s := range r.Services {
+			if s.State == ToSet {
+				id := "Service " + s.Namespace + "/" + s.Name
+				require.NotNil(t, set[id], "%s: %s", name, s)
+				require.Equal(t, r.Policy, policyOf(set[id]), "%s: %s", name, s)
+				require.Nil(t, policyOf(plain[id]), "%s: %s", name, s)
+				services++
+			}
+		}
+		require.Equal(t, plain, set, name)
+		again := find(t, dir)
+		require.Zero(t, again.Count(ToSet), name)
+	}
+	require.Greater(t, services, 20)
+	t.Logf("%d Services", services)
 }

@@ -33,6 +33,8 @@ type Source struct {
 	Template bool
 	// Patch names the kustomization that uses the file as a patch.
 	Patch string
+
+	uses []use
 }
 
 // Edit finds the Services of a file and the changes that set the policy on those
@@ -183,13 +185,18 @@ func (f *file) visit(node *yaml.Node, at place, listed string) {
 	}
 	f.found = append(f.found, c)
 	f.options.judge(&c.Service, object)
+	if c.State == ToSet {
+		c.patchable = err == nil && f.source.Patch == ""
+	}
+	if c.patchable && c.byComponent(f.source.uses) {
+		return
+	}
 	if c.State != ToSet {
 		if f.source.Patch != "" && c.Want != "" {
 			c.partial = true
 		}
 		return
 	}
-	c.patchable = err == nil && f.source.Patch == ""
 	refuse := func(format string, args ...any) { c.State, c.Reason = ByHand, fmt.Sprintf(format, args...) }
 	switch spec := value(node, "spec"); {
 	case err != nil && bytes.Contains(f.source.Data, []byte("{{")):

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
-	"go.yaml.in/yaml/v3"
 )
 
 // maxSize is how large a file is read: far more than a manifest has.
@@ -61,7 +60,7 @@ type edited struct {
 // Links to files are followed, as long as they stay below one of the directories; links to
 // directories are not. A file that is found twice counts once.
 func Scan(ctx context.Context, paths []string, o Options) (*Report, error) {
-	s := &scan{options: o, report: &Report{Policy: string(o.Policy), Services: []Service{}, Problems: []Problem{}}, seen: map[string]bool{}, patches: map[string]string{}, charts: map[string]bool{}}
+	s := &scan{options: o, report: &Report{Policy: string(o.Policy), Services: []Service{}, Problems: []Problem{}}, seen: map[string]bool{}, patches: map[string]string{}, charts: map[string]bool{}, kustomizations: map[string]*kustomization{}, uses: map[string][]use{}}
 	real := make([]string, len(paths))
 	for i, path := range paths {
 		var err error
@@ -77,9 +76,10 @@ func Scan(ctx context.Context, paths []string, o Options) (*Report, error) {
 	}
 	for _, f := range s.files {
 		if isKustomization(f.path) {
-			s.readPatches(f)
+			s.readKustomization(f)
 		}
 	}
+	s.follow()
 	for _, f := range s.files {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -98,6 +98,9 @@ type scan struct {
 	seen    map[string]bool   // by real path
 	patches map[string]string // real path of a patch: the kustomization that uses it
 	charts  map[string]bool   // directory: has a Chart.yaml
+	// kustomizations by their directories, and by which each file is applied; real paths.
+	kustomizations map[string]*kustomization
+	uses           map[string][]use
 }
 
 type found struct{ name, path string }
@@ -205,27 +208,6 @@ func (s *scan) add(name, path string) {
 	}
 }
 
-// readPatches notes which files a kustomization uses as patches. What is wrong with the
-// kustomization is for kustomize to say.
-func (s *scan) readPatches(f found) {
-	var k struct {
-		Patches               []struct{ Path string } `yaml:"patches"`
-		PatchesStrategicMerge []string                `yaml:"patchesStrategicMerge"`
-	}
-	data, err := os.ReadFile(f.path)
-	if err != nil || yaml.Unmarshal(data, &k) != nil {
-		return
-	}
-	for _, p := range k.Patches {
-		k.PatchesStrategicMerge = append(k.PatchesStrategicMerge, p.Path)
-	}
-	for _, p := range k.PatchesStrategicMerge {
-		if real, err := resolve(filepath.Join(filepath.Dir(f.path), p)); p != "" && err == nil {
-			s.patches[real] = f.name
-		}
-	}
-}
-
 func (s *scan) read(f found) {
 	info, err := os.Stat(f.path)
 	if err == nil && info.Size() > maxSize {
@@ -239,7 +221,7 @@ func (s *scan) read(f found) {
 		s.problem(f.name, err)
 		return
 	}
-	services, changes := Edit(Source{Name: f.name, Data: data, Template: s.inTemplates(f.path), Patch: s.patches[f.path]}, s.options)
+	services, changes := Edit(Source{Name: f.name, Data: data, Template: s.inTemplates(f.path), Patch: s.patches[f.path], uses: s.uses[f.path]}, s.options)
 	if len(changes) > 0 && info.Mode().Perm()&0o200 == 0 {
 		for i := range services {
 			if services[i].State == ToSet {

@@ -40,8 +40,8 @@ type Service struct {
 	Want string `json:"want,omitempty"`
 
 	// patchable: a kustomize patch can set it where an edit cannot.
-	// partial: less than a Service, as a kustomize patch is.
-	patchable, partial bool
+	// partial: less than a Service, as a kustomize patch is. component: one sets it.
+	patchable, partial, component bool
 }
 
 // String is the Service's namespace/name, or its name where the manifest has no namespace.

@@ -27,7 +27,8 @@ and encrypted files, patches) it lists with the value to set. A Service whose
 manifest says SingleStack is somebody's choice and stays, unless --replace is given.
 
 With --check the exit status is 1 when a Service is to be set, by this command or by hand. A file
-that cannot be read makes it 1 in any case.`),
+that cannot be read makes it 1 in any case. A Service counts as set, too, when every
+kustomization that applies its file includes the component that --kustomize-component wrote.`),
 		Example: `  migrate manifests deploy/                  # what would be set
   migrate manifests --diff deploy/           # the same as a patch
   migrate manifests --write deploy/          # do it
