@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -24,63 +25,83 @@ func (r Report) Table(w io.Writer) error {
 	return b.Flush()
 }
 
-// tally counts the outcomes of one kind of check for one family.
-type tally struct{ pass, fail, skip int }
+// Tally counts the outcomes of one kind of check for one family.
+type Tally struct{ Pass, Fail, Skip int }
 
-func (t tally) String() string {
-	switch n := t.pass + t.fail; {
-	case n == 0 && t.skip == 0:
+func (t Tally) String() string {
+	switch n := t.Pass + t.Fail; {
+	case n == 0 && t.Skip == 0:
 		return "-"
 	case n == 0:
 		return "skipped"
 	default:
-		return fmt.Sprintf("%d of %d", t.pass, n)
+		return fmt.Sprintf("%d of %d", t.Pass, n)
 	}
 }
 
-// summary writes the line per kind of check. Egress has an ID for each family and one line for both.
+// Line is what came of one kind of check.
+type Line struct {
+	Name       string
+	IPv4, IPv6 Tally
+	// Both counts what has no family.
+	Both Tally
+}
+
+// Failed tells whether one of its checks did, Passed whether one passed.
+func (l Line) Failed() bool { return l.IPv4.Fail+l.IPv6.Fail+l.Both.Fail > 0 }
+func (l Line) Passed() bool { return l.IPv4.Pass+l.IPv6.Pass+l.Both.Pass > 0 }
+
+// Lines is a line per kind of check, in the order of the table. Egress has an ID for each family and one line for both.
+func (r Report) Lines() []Line {
+	var lines []Line
+	for _, c := range r.Checks {
+		name := title(c.ID)
+		i := slices.IndexFunc(lines, func(l Line) bool { return l.Name == name })
+		if i < 0 {
+			i = len(lines)
+			lines = append(lines, Line{Name: name})
+		}
+		t := &lines[i].Both
+		switch c.Family {
+		case IPv4:
+			t = &lines[i].IPv4
+		case IPv6:
+			t = &lines[i].IPv6
+		}
+		switch c.Status {
+		case Pass:
+			t.Pass++
+		case Fail:
+			t.Fail++
+		case Skip:
+			t.Skip++
+		}
+	}
+	return lines
+}
+
+// summary writes the lines.
 func (r Report) summary(b *bufio.Writer) {
 	line := func(mark, name string, v4, v6, both any) {
 		fmt.Fprintln(b, strings.TrimRight(fmt.Sprintf("%-5s %-36s %-12v %-12v %v", mark, name, v4, v6, both), " "))
 	}
-	counts := map[string]map[string]*tally{}
-	var order []string
-	for _, c := range r.Checks {
-		name := title(c.ID)
-		if counts[name] == nil {
-			counts[name] = map[string]*tally{IPv4: {}, IPv6: {}, "": {}}
-			order = append(order, name)
-		}
-		t := counts[name][c.Family]
-		if t == nil {
-			t = counts[name][""]
-		}
-		switch c.Status {
-		case Pass:
-			t.pass++
-		case Fail:
-			t.fail++
-		case Skip:
-			t.skip++
-		}
-	}
-	if len(order) > 0 {
+	lines := r.Lines()
+	if len(lines) > 0 {
 		line("", "CHECK", IPv4, IPv6, "")
 	}
-	for _, name := range order {
-		t := counts[name]
+	for _, l := range lines {
 		mark := "ok"
 		switch {
-		case t[IPv4].fail+t[IPv6].fail+t[""].fail > 0:
+		case l.Failed():
 			mark = "FAIL"
-		case t[IPv4].pass+t[IPv6].pass+t[""].pass == 0:
+		case !l.Passed():
 			mark = "skip"
 		}
 		both := "" // what has no family; a lone skip among others is told below the table
-		if t[""].pass+t[""].fail > 0 || mark == "skip" && t[""].skip > 0 {
-			both = t[""].String()
+		if l.Both.Pass+l.Both.Fail > 0 || mark == "skip" && l.Both.Skip > 0 {
+			both = l.Both.String()
 		}
-		line(mark, name, t[IPv4], t[IPv6], both)
+		line(mark, l.Name, l.IPv4, l.IPv6, both)
 	}
 }
 
