@@ -138,14 +138,15 @@ anywhere; the same command continues it.`),
   migrate run -f plan.yaml        # do it, or continue it
   migrate status -f plan.yaml     # where is it?
   migrate rollback -f plan.yaml   # back to the old cluster
-  migrate verify -f plan.yaml     # does dual-stack work?`,
+  migrate verify -f plan.yaml     # does dual-stack work?
+  migrate report -f plan.yaml     # what was done, as a document`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(initCommand(), checkCommand(), driftCommand(), planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), backupCommand(), openBaoCommand(), manifestsCommand(), verifyCommand(), schemaCommand(), versionCommand())
+	root.AddCommand(initCommand(), checkCommand(), driftCommand(), planCommand(), runCommand(), rollbackCommand(), runbookCommand(), statusCommand(), backupCommand(), openBaoCommand(), manifestsCommand(), verifyCommand(), reportCommand(), schemaCommand(), versionCommand())
 	root.InitDefaultCompletionCmd()
 	completion, _, _ := root.Find([]string{"completion"})
 	completion.RunE = root.RunE // without it, any argument would be taken
