@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,12 @@ import (
 // found runs `migrate check` and returns the exit status, and what is said under each ID.
 func found(t *testing.T, file string, more ...string) (code int, details map[string]string) {
 	t.Helper()
-	r := migrate(t, append([]string{"check", "-f", file, "-o", "json"}, more...)...)
+	return read(t, migrate(t, append([]string{"check", "-f", file, "-o", "json"}, more...)...))
+}
+
+// read reads what `migrate check -o json` said.
+func read(t *testing.T, r result) (code int, details map[string]string) {
+	t.Helper()
 	var report struct {
 		Inhibited bool
 		Findings  []struct{ ID, Severity, Detail, Why, Source, Remedy, Waived string }
@@ -35,13 +41,13 @@ func found(t *testing.T, file string, more ...string) (code int, details map[str
 	return r.code, details
 }
 
-// Real faults, planted on one host: none is found before, and each afterwards.
+// Real faults, planted on one host: each alone, then many together; none is found before, and
+// each while it is there.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	l := up(t, "e2e-check", "--store-mib", "1")
-	file := l.plan(t, nil)
 
-	code, details := found(t, file)
+	code, details := found(t, l.plan(t, nil))
 	assert.Zero(t, code)
 	// The lab's OpenBao has a Kubernetes auth method, of which it says too little, and
 	// its names are known to host and pods alone.
@@ -49,12 +55,50 @@ func TestCheck(t *testing.T) {
 	delete(details, "dns.name")
 	assert.Empty(t, details, "the host as it was made")
 
+	t.Run("one by one", func(t *testing.T) { plantOneByOne(t, l) })
+	t.Run("names", func(t *testing.T) { askNames(t, l) })
+	t.Run("drift", func(t *testing.T) { followDrift(t, l) })
+	t.Run("together", func(t *testing.T) { plantTogether(t, l) })
+}
+
+// together are planted at once, and what is said of each.
+var together = map[string]string{
+	"host.mounts":          "/var/lib/kubelet/share is a mount point (devpts",
+	"volumes.stray":        "/storage/disk lies in",
+	"k3s.envfiles":         "/etc/default/k3s sets K3S_NODE_NAME\n",
+	"host.ipv6off":         "disable_ipv6 is 1",
+	"host.firewall":        "inet mine forward",
+	"network.overlap":      "route to fd42:0:0:7::/64 via eth0",
+	"k3s.units":            "k3s-old.service",
+	"cluster.nodes":        "the cluster has 2 nodes",
+	"volumes.missing":      "/srv/no-such-directory is not there",
+	"volumes.reclaim":      "nas (nfs)",
+	"volumes.released":     "faults/gone (released) is Released",
+	"volumes.kind":         "driver.longhorn.io",
+	"claims.unbound":       "faults/waits is Pending",
+	"services.owner":       "faults/chart",
+	"workloads.jobs":       "faults/long",
+	"workloads.pods":       "faults/never: Pending",
+	"workloads.images":     "no-such/image:1 of pod faults/never",
+	"workloads.hostpath":   "/var/lib/rancher/k3s/mine",
+	"certificates.ready":   "faults/web is not Ready",
+	"certificates.renewal": "faults/old is renewed at 2020-01-01",
+	"certificates.limit":   "faults/old was requested 4 times",
+}
+
+func plantTogether(t *testing.T, l *lab) {
+	file := l.plan(t, nil)
 	manifest := filepath.Join(t.TempDir(), "faults.yaml")
 	require.NoError(t, os.WriteFile(manifest, []byte(faults), 0o600))
 	r := execute(t, []string{"KUBECONFIG=" + l.Kubeconfig}, l.Kubectl, "apply", "-f", manifest)
 	require.Zero(t, r.code, "%s", r)
 	l.kubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd/certificates.cert-manager.io")
-	require.NoError(t, os.WriteFile(manifest, []byte(certificate), 0o600))
+	l.kubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd/certificaterequests.cert-manager.io")
+	text := certificate
+	for _, n := range []string{"1", "2", "3", "4"} {
+		text += strings.ReplaceAll(request, "N", n)
+	}
+	require.NoError(t, os.WriteFile(manifest, []byte(text), 0o600))
 	r = execute(t, []string{"KUBECONFIG=" + l.Kubeconfig}, l.Kubectl, "apply", "-f", manifest)
 	require.Zero(t, r.code, "%s", r)
 	l.on(t, `set -e
@@ -71,25 +115,9 @@ nft add rule inet mine forward ip daddr 10.42.0.0/16 accept
 ip -6 route add fd42:0:0:7::/64 dev eth0 table 51820
 touch /etc/systemd/system/k3s-old.service`)
 
-	want := map[string]string{
-		"host.mounts":          "/var/lib/kubelet/share is a mount point (devpts",
-		"volumes.stray":        "/storage/disk lies in",
-		"k3s.envfiles":         "/etc/default/k3s sets K3S_NODE_NAME\n",
-		"host.ipv6off":         "disable_ipv6 is 1",
-		"host.firewall":        "inet mine forward",
-		"network.overlap":      "route to fd42:0:0:7::/64 via eth0",
-		"k3s.units":            "k3s-old.service",
-		"volumes.missing":      "/srv/no-such-directory is not there",
-		"volumes.reclaim":      "nas (nfs)",
-		"claims.unbound":       "faults/waits is Pending",
-		"workloads.jobs":       "faults/long",
-		"workloads.pods":       "faults/never: Pending",
-		"workloads.images":     "no-such/image:1 of pod faults/never",
-		"workloads.hostpath":   "/var/lib/rancher/k3s/mine",
-		"certificates.ready":   "faults/web is not Ready",
-		"certificates.renewal": "faults/old is renewed at 2020-01-01",
-	}
 	// The job's pod takes a moment.
+	var code int
+	var details map[string]string
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(time.Second) {
 		code, details = found(t, file)
 		if details["workloads.jobs"] != "" && strings.Contains(details["workloads.images"], "no-such") && strings.Contains(details["workloads.hostpath"], "mine") || time.Now().After(deadline) {
@@ -97,15 +125,11 @@ touch /etc/systemd/system/k3s-old.service`)
 		}
 	}
 	assert.Equal(t, 3, code)
-	for id, part := range want {
+	for id, part := range together {
 		assert.Contains(t, details[id], part, id)
 	}
 	assert.Contains(t, details["host.mounts"], "/var/lib/rancher/k3s/storage/disk")
-	for id := range details {
-		if want[id] == "" && id != "openbao.kubernetes" && id != "dns.name" {
-			t.Errorf("%s was not planted: %s", id, details[id])
-		}
-	}
+	others(t, details, slices.Collect(maps.Keys(together)))
 
 	// What would lose data is not waived; the rest is, and the run says so.
 	r = migrate(t, "check", "-f", file, "--waive", "host.mounts=why not")
@@ -116,7 +140,8 @@ umount /var/lib/kubelet/share /var/lib/rancher/k3s/storage/disk
 rmdir /var/lib/rancher/k3s/storage/disk
 rm /etc/systemd/system/k3s-old.service
 sysctl -q -w net.ipv6.conf.default.disable_ipv6=0`)
-	l.kubectl(t, "delete", "pv", "missing")
+	l.kubectl(t, "delete", "pv", "missing", "longhorn")
+	l.kubectl(t, "delete", "node", "second")
 	waive := []string{
 		"--waive", "host.firewall=it goes away", "--waive", "network.overlap=nobody is there",
 		"--waive", "workloads.images=a test's", "--waive", "workloads.hostpath=empty",
@@ -155,6 +180,25 @@ metadata: {name: nas}
 spec: {capacity: {storage: 1Mi}, accessModes: [ReadWriteOnce], storageClassName: none, persistentVolumeReclaimPolicy: Delete, nfs: {server: nas.example, path: /x}}
 ---
 apiVersion: v1
+kind: PersistentVolume
+metadata: {name: longhorn}
+spec: {capacity: {storage: 1Mi}, accessModes: [ReadWriteOnce], storageClassName: none, csi: {driver: driver.longhorn.io, volumeHandle: x}}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: released}
+spec: {capacity: {storage: 1Mi}, accessModes: [ReadWriteOnce], storageClassName: none, nfs: {server: nas.example, path: /y}, claimRef: {namespace: faults, name: gone, uid: of-old}}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: second}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: chart, namespace: faults, annotations: {meta.helm.sh/release-name: shop, meta.helm.sh/release-namespace: faults}, labels: {app.kubernetes.io/managed-by: Helm}}
+spec: {ports: [{port: 80}], selector: {app: shop}}
+---
+apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: waits, namespace: faults}
 spec: {accessModes: [ReadWriteOnce], storageClassName: no-such-class, resources: {requests: {storage: 1Mi}}}
@@ -186,6 +230,19 @@ spec:
       served: true
       storage: true
       schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+---
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: certificaterequests.cert-manager.io}
+spec:
+  group: cert-manager.io
+  scope: Namespaced
+  names: {kind: CertificateRequest, listKind: CertificateRequestList, plural: certificaterequests, singular: certificaterequest}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 `
 
 const certificate = `
@@ -198,4 +255,10 @@ apiVersion: cert-manager.io/v1
 kind: Certificate
 metadata: {name: old, namespace: faults}
 status: {renewalTime: "2020-01-01T00:00:00Z", conditions: [{type: Ready, status: "True"}]}
+`
+
+const request = `---
+apiVersion: cert-manager.io/v1
+kind: CertificateRequest
+metadata: {name: old-N, namespace: faults, annotations: {cert-manager.io/certificate-name: old}}
 `

@@ -120,6 +120,32 @@ func sources(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	return out
 }
 
+// arguments of Kubernetes' own programs win over what K3s would give them, and stay
+// in force.
+func arguments(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
+	for _, program := range []struct {
+		setting string
+		names   []string
+	}{
+		{"kube-apiserver-arg", []string{"service-cluster-ip-range"}},
+		{"kube-controller-manager-arg", []string{"cluster-cidr", "node-cidr-mask-size", "service-cluster-ip-range"}},
+		{"kubelet-arg", []string{"node-ip"}},
+	} {
+		for _, argument := range f.K3s.Setting(program.setting) {
+			name, value, _ := strings.Cut(argument, "=")
+			if !slices.Contains(program.names, name) || strings.Contains(value, ":") {
+				continue
+			}
+			remedy := "take it out: K3s gives it by itself, from cluster-cidr, service-cidr and node-ip"
+			if name == "node-cidr-mask-size" {
+				remedy = "write node-cidr-mask-size-ipv4=" + value + " instead, which does the same today"
+			}
+			out = append(out, inhibit("k3s.args", remedy, "%s sets %s (%s), which is of one family", program.setting, argument, f.K3s.Settings[program.setting].Source)...)
+		}
+	}
+	return out
+}
+
 // clusterDNS: an address that was set by hand.
 func clusterDNS(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	set, ok := f.K3s.Settings["cluster-dns"]

@@ -60,7 +60,7 @@ type Laptop struct {
 func Check(p *plans.Plan, f *survey.Facts, laptop Laptop) []Finding {
 	var found []Finding
 	for _, check := range []func(*plans.Plan, *survey.Facts, Laptop) []Finding{
-		role, health, stack, nodes, nodeName, datastore, scripts, dropIns, dataDir, token, envFiles, files, floor, sources, cni,
+		role, health, stack, nodes, nodeName, datastore, scripts, dropIns, dataDir, token, envFiles, files, floor, sources, arguments, cni,
 		mounts, tools, clock, ipv6, routes, nodeIPs, lasting, overlap, masquerade, firewall, serviceRange, clusterDNS,
 		volumes, reclaim, work, images, certificates, reverted, names, openBao, space,
 	} {

@@ -31,9 +31,10 @@ type subject struct {
 	laptop Laptop
 }
 
-// sound is a host that can be migrated as it is: no check says a word.
+// sound is a host that can be migrated as it is: no check says a word. It has what the
+// checks look at, so that their silence says something.
 func sound() subject {
-	return subject{
+	s := subject{
 		plan: &plans.Plan{Spec: plans.Spec{Network: plans.Network{
 			ClusterCIDR: []string{"10.42.0.0/16", "fd42::/48"}, ServiceCIDR: []string{"10.43.0.0/16", "fd43::/108"},
 		}}},
@@ -69,6 +70,20 @@ func sound() subject {
 		},
 		laptop: Laptop{WorkDir: "/home/ana/dedi.migration", Free: 10 << 30},
 	}
+	s.facts.Taken = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	s.facts.K3s.Settings = map[string]k3s.Setting{"tls-san": {Values: []string{"k3s.example"}, Source: k3s.DefaultConfigFile}}
+	h := &s.facts.Host
+	h.Hostname, h.AcceptRA, h.Skew = "dedi", 2, 1
+	h.PolicyRoutes = []survey.Route{{Destination: netip.MustParsePrefix("10.99.0.0/24"), Interface: "wg0"}}
+	h.Disk.Unmounts = []string{"/run/k3s", "/var/lib/kubelet/pods"}
+	h.Firewall.Forward = []survey.Chain{{Name: "inet filter forward", Drops: true, Rules: []string{`iifname "cni0" accept`}}}
+	s.facts.Names = []survey.Name{{Host: "shop.example", A: four, AAAA: six, HTTP4: "308", HTTP6: "308"}}
+	c := &s.facts.Cluster
+	c.ServiceCIDRs = []string{"10.43.0.0/16"}
+	c.Services = []cluster.ServiceChange{{Namespace: "shop", Name: "web", WantPolicy: "PreferDualStack", Owner: cluster.Owner{Kind: cluster.OwnedByManifest, Name: "web", Source: "set it"}}}
+	c.Workloads.Certificates = []survey.Certificate{{Name: "shop/web", Ready: true, Renewal: s.facts.Taken.Add(30 * 24 * time.Hour), Requests: 1}}
+	s.openBao()
+	return s
 }
 
 func volume(pv, claim, dir string, kind cluster.VolumeKind) survey.Volume {
@@ -230,6 +245,18 @@ var triggers = []struct {
 	}, []string{"k3s.source", "k3s.source"}},
 	{"silent: ranges by config.yaml", func(s *subject) {
 		s.facts.K3s.Settings = map[string]k3s.Setting{"service-cidr": {Values: []string{"10.43.0.0/16"}, Source: k3s.DefaultConfigFile}}
+	}, nil},
+	{"ranges by arguments of Kubernetes' programs", func(s *subject) {
+		s.facts.K3s.Settings = map[string]k3s.Setting{
+			"kube-controller-manager-arg": {Values: []string{"v=2", "node-cidr-mask-size=25", "cluster-cidr=10.42.0.0/16"}, Source: k3s.DefaultConfigFile},
+			"kubelet-arg":                 {Values: []string{"node-ip=192.0.2.10"}, Source: k3s.SourceFlag},
+		}
+	}, []string{"k3s.args", "k3s.args", "k3s.args"}},
+	{"silent: arguments that go with two families", func(s *subject) {
+		s.facts.K3s.Settings = map[string]k3s.Setting{
+			"kube-controller-manager-arg": {Values: []string{"node-cidr-mask-size-ipv4=25", "cluster-cidr=10.42.0.0/16,fd42::/56"}, Source: k3s.DefaultConfigFile},
+			"kube-apiserver-arg":          {Values: []string{"audit-policy-file=/etc/audit.yaml"}, Source: k3s.DefaultConfigFile},
+		}
 	}, nil},
 	{"cluster-dns of IPv4 alone", func(s *subject) {
 		s.facts.K3s.Settings = map[string]k3s.Setting{"cluster-dns": {Values: []string{"10.43.0.10"}, Source: k3s.SourceFlag}}

@@ -63,6 +63,7 @@ var rules = map[string]Rule{
 	"k3s.version":          {"Older versions stop at the settings of dual-stack, or serve only part of it.", dualStackDocs, cannotWork},
 	"k3s.downgrade":        {"An API server does not take objects of versions that it does not know.", "Kubernetes docs: Version Skew Policy", ""},
 	"k3s.source":           {"Of several sources of a setting the strongest wins; a value that is written to a weaker one has no effect.", "K3s docs: Configuration File, Value Precedence", ""},
+	"k3s.args":             {"What a program of Kubernetes is told by itself wins over the ranges of K3s, and kube-controller-manager stops at node-cidr-mask-size when there are two families.", "K3s docs: k3s server, Customized Flags; Kubernetes docs: kube-controller-manager", cannotWork},
 	"k3s.cni":              {"The migration deploys the platform once the node is Ready.", "K3s docs: Custom CNI", ""},
 	"node.name":            {"Volumes of the host are bound to the node by its name, and stay unusable under another.", "Kubernetes docs: Persistent Volumes, Node Affinity", losesData},
 	"host.mounts":          {"k3s-killall.sh unmounts what is mounted there, so that a backup finds an empty directory, and the uninstall empties what is still mounted.", killallScript + "; k3s #3264", losesData},
