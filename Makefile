@@ -17,7 +17,7 @@ build: ## bin/migrate for this machine
 lab: ## bin/lab, the disposable hosts
 	cd lab && CGO_ENABLED=0 $(GO) build -trimpath -o ../bin/lab .
 
-test: lint ## unit tests of product and lab, no container engine needed
+test: lint ## unit tests of product and lab, no container engine needed; with Chromium also of the report's looks
 	$(GO) test $(RACE) -timeout 25m ./...
 	cd lab && $(GO) test ./...
 

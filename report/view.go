@@ -197,8 +197,8 @@ func (v *view) ticks(a axis, working time.Duration) {
 	v.Ticks = []tick{{0, a.pieces[0].from.Format(layout), "first"}}
 	at := 0.0
 	add := func(x float64, t time.Time) {
-		if x-at >= apart && x <= 100-apart {
-			v.Ticks = append(v.Ticks, tick{percent(x), t.Format(layout), "mid"})
+		if label := t.Format(layout); x-at >= apart && x <= 100-apart && label != v.Ticks[len(v.Ticks)-1].Time {
+			v.Ticks = append(v.Ticks, tick{percent(x), label, "mid"})
 			at = x
 		}
 	}
