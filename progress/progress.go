@@ -376,6 +376,19 @@ func (r *Reporter) Question(text string) (done func()) {
 	}
 }
 
+// Typed tells that a person has ended a line on the terminal: the cursor stands a line further down than
+// it was left.
+func (r *Reporter) Typed() {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.drawn > 0 {
+		r.drawn++
+	}
+}
+
 func size(n int64) string {
 	const unit = 1024
 	if n < unit {

@@ -200,6 +200,23 @@ func TestQuestion(t *testing.T) {
 	task.Done()
 }
 
+// What a person types below the tasks goes when these are drawn anew, and takes nothing along.
+func TestTyped(t *testing.T) {
+	t.Setenv("TERM", "xterm")
+	s := &screen{t: t, width: 60}
+	r := New(s, true)
+	r.size = func() (int, int) { return 60, 24 }
+	r.Typed() // nothing is drawn: it stays
+	fmt.Fprint(r.Writer(), "a notice\n")
+	task := r.Wait("workloads")
+	_, _ = s.Write([]byte("p\n")) // as the terminal echoes it
+	r.Typed()
+	fmt.Fprint(r.Writer(), "another\n")
+	require.Regexp(t, `^a notice\nanother\n\S workloads`, s.text())
+	require.NotContains(t, s.text(), "\np")
+	task.Done()
+}
+
 func TestMoreTasksThanRows(t *testing.T) {
 	t.Setenv("TERM", "xterm")
 	s := &screen{t: t, width: 60}

@@ -71,7 +71,7 @@ func (m *Migration) artifacts() []string {
 func (m *Migration) question() *runner.Gate {
 	name := m.Plan.Server().Name
 	return &runner.Gate{
-		Question: "The backup set is complete and proven. From here on the cluster on " + name + " is down: K3s is stopped, uninstalled and installed again. Type the host's name to go on",
+		Question: "The backup set is complete and proven. From here on the cluster on " + name + " is down: K3s is stopped, uninstalled and installed again.\nType the host's name to go on",
 		Expect:   name,
 	}
 }

@@ -52,6 +52,9 @@ type Migration struct {
 	// nobody can be asked.
 	AskSecret func(question string) ([]byte, error)
 
+	// Pauser lets a person in between the steps and actions of a run; it may be nil.
+	Pauser runner.Pauser
+
 	// KeepPresent makes a rollback leave volumes that are there as they are; by
 	// default the backup's contents come back and what differs is set aside.
 	KeepPresent bool

@@ -55,7 +55,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		return err
 	}
 	defer journal.Close()
-	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer, Confirm: confirm}
+	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer, Pauser: m.Pauser, Confirm: confirm}
 	state := journal.State()
 	if state.Finished || state.Rollback != nil {
 		r.Bind = m.bind(state.Bind.Extra[hostKey])

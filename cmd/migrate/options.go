@@ -58,6 +58,9 @@ func load(c *cobra.Command, file string) (*steps.Migration, error) {
 }
 
 func isTerminal(w any) bool {
+	if k, ok := w.(*keyboard); ok {
+		w = k.in
+	}
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +23,10 @@ func runCommand() *cobra.Command {
 Perform every step of the plan, or those that are left: a run that failed, was
 interrupted or cut off is continued by the same command. It asks once, before
 the downtime, when the backup set is complete and proven; --yes answers.
+
+On a terminal, and without --yes, it takes you through: a screen before each phase
+says what happens and why. Meanwhile p and Enter pauses it when what is under way
+has ended. Stopped at a screen or in a pause it ends with status 0, as with --until.
 
 With FILE, which 'migrate plan --out FILE' saved, it does what that plan showed: it
 looks anew at first, and refuses, with the differences, when plan, host or cluster
@@ -81,11 +84,16 @@ when it notices.`),
 		if begun, err := m.Begun(); err == nil && begun && len(waivers) > 0 {
 			fmt.Fprintln(out, "note: the run has passed preflight before; --waive changes nothing any more")
 		}
-		err = m.Run(c.Context(), *until, &watcher{w: out}, func(ctx context.Context, g runner.Gate) (bool, error) {
+		g := &guide{m: m, k: typedAt(c.InOrStdin()), out: out, file: *file, until: *until, began: time.Now()}
+		if guided := !*yes && isTerminal(c.InOrStdin()) && isTerminal(c.ErrOrStderr()); guided {
+			m.Pauser = g
+			defer g.k.listen(g.heard)()
+		}
+		err = m.Run(c.Context(), *until, &paced{watcher{w: out}, g, c.Context()}, func(ctx context.Context, gate runner.Gate) (bool, error) {
 			if *yes {
 				return true, nil
 			}
-			return ask(ctx, c.InOrStdin(), out, g)
+			return g.gate(ctx, gate)
 		})
 		var inhibited *steps.InhibitedError
 		if errors.As(err, &inhibited) {
@@ -104,7 +112,13 @@ when it notices.`),
 			fmt.Fprintf(c.ErrOrStderr(), "\nStopped after %s, as asked. To go on: %s\n", *until, again)
 		case err == nil:
 			printAvailability(c, m)
-			fmt.Fprintf(c.ErrOrStderr(), "\nThe migration is complete. The backup set is kept in %s: it holds the cluster's secrets, encrypted; remove it when you trust the new cluster.\nTo look again at any time: migrate verify -f %s\n", m.SetDir(), *file)
+			state, err := m.State()
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.ErrOrStderr(), "\n%s", g.summary(state))
+		case errors.Is(err, errStopped):
+			return g.stopped(c.ErrOrStderr(), err, again)
 		case errors.Is(err, runner.ErrDeclined):
 			fmt.Fprintf(c.ErrOrStderr(), "\nNot agreed; the cluster runs as before and the backup set is kept. To be asked again: %s\n", again)
 			return &shownError{err}
@@ -181,24 +195,19 @@ func printClaim(w io.Writer, c steps.Claim) {
 // ask puts the gate's question and takes the expected word alone for a yes.
 func ask(ctx context.Context, in io.Reader, out io.Writer, g runner.Gate) (bool, error) {
 	fmt.Fprintf(out, "\n%s (%s): \n", g.Question, g.Expect)
-	type answer struct {
-		text string
-		err  error
-	}
-	answers := make(chan answer, 1)
-	go func() { // ends with the process when nobody ever answers
-		text, err := bufio.NewReader(in).ReadString('\n')
-		answers <- answer{text, err}
-	}()
-	select {
-	case <-ctx.Done():
+	answer, err := typedAt(in).ask(ctx)
+	return agreed(ctx, answer, err, g)
+}
+
+// agreed judges what was answered to a gate's question.
+func agreed(ctx context.Context, answer string, err error, g runner.Gate) (bool, error) {
+	switch {
+	case ctx.Err() != nil:
 		return false, ctx.Err()
-	case a := <-answers:
-		if a.err != nil && a.text == "" {
-			return false, fmt.Errorf("%w: there is nobody to answer; --yes agrees beforehand", runner.ErrDeclined)
-		}
-		return strings.TrimSpace(a.text) == g.Expect, nil
+	case err != nil:
+		return false, fmt.Errorf("%w: there is nobody to answer; --yes agrees beforehand", runner.ErrDeclined)
 	}
+	return strings.TrimSpace(answer) == g.Expect, nil
 }
 
 // watcher prints a run as it goes.
@@ -225,3 +234,20 @@ func (o *watcher) ActionFailed(_ runner.Step, a runner.Action, err error) {
 }
 func (o *watcher) StepDone(runner.Step) {}
 func (o *watcher) Notice(text string)   { fmt.Fprintf(o.w, "   note: %s\n", text) }
+
+// paced tells with each step how long the run has taken, and about how long it
+// still takes.
+type paced struct {
+	watcher
+	g   *guide
+	ctx context.Context
+}
+
+func (o *paced) StepStarted(s runner.Step, n, of int) {
+	o.watcher.StepStarted(s, n, of)
+	state, err := o.g.m.State()
+	if err != nil {
+		return // the run comes upon it
+	}
+	fmt.Fprintf(o.w, "        %s\n", o.g.pace(o.g.estimate(o.ctx, o.g.left(state))))
+}

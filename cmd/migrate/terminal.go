@@ -15,14 +15,13 @@ import (
 // askSecret asks a person for a value without echo; nil where there is no terminal. A
 // question stands alone on its line, whatever is under way, and an interrupt ends it.
 func askSecret(c *cobra.Command, p *progress.Reporter) func(question string) ([]byte, error) {
-	in, ok := c.InOrStdin().(*os.File)
+	k := typedAt(c.InOrStdin())
+	in, ok := k.in.(*os.File)
 	if !ok || !isTerminal(in) {
 		return nil
 	}
-	var one sync.Mutex
 	return func(question string) ([]byte, error) {
-		one.Lock()
-		defer one.Unlock()
+		defer k.alone()()
 		fd := int(in.Fd())
 		before, err := term.GetState(fd)
 		if err != nil {
