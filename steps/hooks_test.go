@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
@@ -100,10 +102,15 @@ func newHooking(t *testing.T, m *Migration, hooks ...plans.Hook) *hooking {
 // run performs freeze, in which the API is down, with work for what it does.
 func (h *hooking) run(ctx context.Context, t *testing.T, work func() error) error {
 	t.Helper()
+	return h.runStep(ctx, t, "freeze", work)
+}
+
+func (h *hooking) runStep(ctx context.Context, t *testing.T, step string, work func() error) error {
+	t.Helper()
 	j, err := runner.OpenJournal(h.JournalPath())
 	require.NoError(t, err)
 	defer j.Close()
-	r := runner.Runner{Journal: j, Steps: h.hooked([]runner.Step{{Name: "freeze", ReadOnly: true, Actions: func(context.Context) ([]runner.Action, error) {
+	r := runner.Runner{Journal: j, Steps: h.hooked([]runner.Step{{Name: step, ReadOnly: true, Actions: func(context.Context) ([]runner.Action, error) {
 		return []runner.Action{{Name: "work", Run: func(context.Context) (any, error) { return nil, work() }}}, nil
 	}}})}
 	return r.Run(ctx, "")
@@ -153,6 +160,24 @@ func TestLaptopHooks(t *testing.T) {
 	require.NoError(t, h.run(t.Context(), t, h.note("work")))
 	require.Equal(t, "first it's $HOME green second second work last", h.noted(t))
 	require.NotContains(t, contents(t, h.JournalPath()), "hunter2")
+}
+
+// Where the API is up, the KUBECONFIG is there for as long as the hook runs.
+func TestLaptopHookHasTheCluster(t *testing.T) {
+	ana, _ := two(t)
+	m := ana.migration()
+	defer m.Close()
+	m.Facts = facts(t)
+	h := newHooking(t, m, plans.Hook{Name: "look", After: "start", Command: sh(`stat -c %a "$KUBECONFIG"; grep server: "$KUBECONFIG"`)})
+	var err error
+	h.client, err = cluster.Connect(&net.Dialer{}, []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "default",
+"clusters": [{"name": "default", "cluster": {"server": "https://127.0.0.1:6443"}}], "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
+"users": [{"name": "default", "user": {"token": "hunter2"}}]}`))
+	require.NoError(t, err)
+	require.NoError(t, h.runStep(t.Context(), t, "start", h.note("work")))
+	require.Regexp(t, `^600\n +server: https://127\.0\.0\.1:[0-9]+\n$`, h.printed.String())
+	require.NotContains(t, h.printed.String(), ":6443", "it is a forward")
+	require.NoFileExists(t, h.kubeconfig())
 }
 
 func TestLaptopHookThatTakesTooLong(t *testing.T) {
