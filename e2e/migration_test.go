@@ -40,20 +40,34 @@ const untouched = `find /etc /usr/local/bin /root /var/lib/k3s-dualstack -xdev -
 func TestMigration(t *testing.T) {
 	t.Parallel()
 	l := up(t, "e2e-main")
-	broken := filepath.Join(t.TempDir(), "broken")
+	uidOf := []string{"get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"}
+	broken, told := filepath.Join(t.TempDir(), "broken"), filepath.Join(t.TempDir(), "told")
 	require.NoError(t, os.WriteFile(broken, nil, 0o600))
 	file := l.plan(t, func(spec object) {
 		// A platform command that fails as long as a file is there.
 		p := spec["platform"].(object)
 		argv := []any{"sh", "-c", `if [ -e "$0" ]; then echo "the platform is out of order"; exit 7; fi; exec "$@"`, broken}
 		p["command"] = append(argv, p["command"].([]any)...)
+		cluster := func(word string) []string {
+			return append([]string{"sh", "-c", `word=$1; shift; echo "$word $("$@")" >>"$0"`, told, word, l.Kubectl}, uidOf...)
+		}
+		service := func(word string) []string {
+			return []string{"sh", "-c", `echo "$0 $(hostname) $(systemctl is-active k3s)" >>/root/told`, word}
+		}
+		spec["hooks"] = []object{
+			{"name": "revived", "after": "start", "on": "host", "command": service("it's up")},
+			{"name": "answers", "after": "start", "command": cluster("answers")},
+			{"name": "closing", "before": "quiesce", "command": cluster("closing")},
+			{"name": "running", "before": "quiesce", "on": "host", "command": service("running")},
+			{"name": "stopped", "after": "quiesce", "on": "host", "command": service("stopped")},
+		}
 	})
 
 	files, ca := l.on(t, fingerprint), l.on(t, identity)
 	tls := l.kubectl(t, "get", "secret", "-n", "ingress", "pingora-tls", "-o", "jsonpath={.type} {.data} {.metadata.annotations}")
 	claims := l.kubectl(t, "get", "pvc", "-A", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.volumeName}{"\n"}{end}`)
 	volumes := l.kubectl(t, "get", "pv", "-o", `jsonpath={range .items[*]}{.metadata.name} {.spec.persistentVolumeReclaimPolicy}{"\n"}{end}`)
-	uid := l.kubectl(t, "get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}")
+	uid := l.kubectl(t, uidOf...)
 	beats := heartbeats(t, l)
 	secrets := openBao(t, l).secrets(t)
 
@@ -113,7 +127,7 @@ func TestMigration(t *testing.T) {
 		before := l.on(t, untouched)
 		r := migrate(t, "plan", "-f", file)
 		require.Zero(t, r.code, "%s", r)
-		for _, want := range []string{"10.42.0.0/16,fd42::/48", "data/", "k3s-uninstall.sh", "Nothing was changed", "matrix/tuwunel-fixed", "raft storage, 3 of 5 keys", "team/apps/"} {
+		for _, want := range []string{"10.42.0.0/16,fd42::/48", "data/", "k3s-uninstall.sh", "Nothing was changed", "matrix/tuwunel-fixed", "raft storage, 3 of 5 keys", "team/apps/", "Hook stopped, after"} {
 			assert.Contains(t, r.stdout, want)
 		}
 		r = migrate(t, "plan", "-f", file, "-o", "json")
@@ -219,7 +233,15 @@ func TestMigration(t *testing.T) {
 				assert.Len(t, pod.ips, 2, pod.name)
 			}
 		}
-		assert.NotEqual(t, uid, l.kubectl(t, "get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"), "it is another cluster")
+		assert.NotEqual(t, uid, l.kubectl(t, uidOf...), "it is another cluster")
+	})
+
+	t.Run("hooks ran once each, in order, where they belong", func(t *testing.T) {
+		data, err := os.ReadFile(told)
+		require.NoError(t, err)
+		assert.Equal(t, "closing "+uid+"\nanswers "+l.kubectl(t, uidOf...)+"\n", string(data), "each saw the cluster of its time")
+		host := l.on(t, "hostname")
+		assert.Equal(t, "running "+host+" active\nstopped "+host+" inactive\nit's up "+host+" active", l.on(t, "cat /root/told"))
 	})
 
 	t.Run("Services have both families and answer", func(t *testing.T) {

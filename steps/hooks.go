@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"sunbeam.pt/k3s-dualstack/cluster"
@@ -68,6 +69,50 @@ func (m *Migration) hook(i int, step string) runner.Action {
 		return nil, nil
 	}
 	return a
+}
+
+// hookPrograms looks for the programs of the host's hooks while nothing was changed, as loading the
+// plan does for the laptop's: one that is missed later is missed in the downtime.
+func (m *Migration) hookPrograms() []runner.Action {
+	var shown []string
+	script := "cd /\n"
+	for i, h := range m.Plan.Spec.Hooks {
+		if h.On == plans.OnHost {
+			look := "command -v " + remote.Quote(h.Command[0])
+			if !slices.Contains(shown, look) {
+				shown = append(shown, look)
+			}
+			script += fmt.Sprintf("%s >/dev/null || echo %d\n", look, i)
+		}
+	}
+	if len(shown) == 0 {
+		return nil
+	}
+	return []runner.Action{{
+		Name: "hooks", Target: m.onHost(),
+		Summary: "Look for the programs of its hooks",
+		Command: strings.Join(shown, "; "),
+		Run: func(ctx context.Context) (any, error) {
+			h, err := m.Host(ctx)
+			if err != nil {
+				return nil, err
+			}
+			out, err := h.Output(ctx, script)
+			if err != nil {
+				return nil, fmt.Errorf("host %s: looking for the programs of its hooks: %w", h.Name(), err)
+			}
+			var missing []error
+			for line := range strings.FieldsSeq(out) {
+				i, err := strconv.Atoi(line)
+				if err != nil || i < 0 || i >= len(m.Plan.Spec.Hooks) {
+					return nil, fmt.Errorf("host %s: looking for the programs of its hooks: it says %q", h.Name(), out)
+				}
+				missing = append(missing, fmt.Errorf("spec.hooks[%d].command[0], hook %s: host %s has no program %q; install it there, or write its path",
+					i, m.Plan.Spec.Hooks[i].Name, h.Name(), m.Plan.Spec.Hooks[i].Command[0]))
+			}
+			return nil, errors.Join(missing...)
+		},
+	}}
 }
 
 // apiUp tells whether there is a cluster to speak to where the hook stands.

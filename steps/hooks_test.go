@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,10 @@ func TestHooksSurroundEveryStep(t *testing.T) {
 					plans.Hook{Name: "early-" + name, Before: step, On: plans.OnLaptop, Command: []string{"true"}})
 			}
 		})
-		want := append([]string{"hook early-a", "hook early-b"}, append(bare, "hook late-a", "hook late-b")...)
+		if step == "preflight" {
+			bare = slices.Insert(bare, 1, "hooks") // looks for their programs
+		}
+		want := slices.Concat([]string{"hook early-a", "hook early-b"}, bare, []string{"hook late-a", "hook late-b"})
 		assert.Equal(t, want, actionNames(t, m, string(step)), step)
 		for _, s := range preview(t, m) {
 			if s.Name == string(step) {
@@ -250,6 +254,24 @@ func TestHostHooks(t *testing.T) {
 	require.NoError(t, h.run(t.Context(), t, h.note("work")))
 	require.Equal(t, `first it's "$HOME" * root work last last`, h.noted(t))
 	require.NotContains(t, contents(t, h.JournalPath()), "hunter2")
+}
+
+func TestHookProgramsAreLookedForFirst(t *testing.T) {
+	h := hostHooking(t,
+		plans.Hook{Name: "there", After: "start", Command: sh("true")},
+		plans.Hook{Name: "typo", After: "start", Command: []string{"systemclt", "start", "postfix"}},
+		plans.Hook{Name: "path", After: "start", Command: []string{"/opt/my shop/tell"}})
+	programs := h.hookPrograms()
+	require.Len(t, programs, 1)
+	require.Equal(t, "command -v sh; command -v systemclt; command -v '/opt/my shop/tell'", programs[0].Command)
+	_, err := programs[0].Run(t.Context())
+	require.EqualError(t, err, `spec.hooks[1].command[0], hook typo: host host has no program "systemclt"; install it there, or write its path
+spec.hooks[2].command[0], hook path: host host has no program "/opt/my shop/tell"; install it there, or write its path`)
+	h.Plan.Spec.Hooks = h.Plan.Spec.Hooks[:1]
+	_, err = h.hookPrograms()[0].Run(t.Context())
+	require.NoError(t, err)
+	h.Plan.Spec.Hooks = nil
+	require.Empty(t, h.hookPrograms())
 }
 
 func TestHostHookThatTakesTooLong(t *testing.T) {

@@ -3,6 +3,7 @@ package steps
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/runner"
@@ -103,12 +104,13 @@ func (m *Migration) Waived() (preflight.Waivers, error) {
 
 // preflight judges the facts.
 func (m *Migration) preflight(context.Context) ([]runner.Action, error) {
-	return append([]runner.Action{{
+	actions := []runner.Action{{
 		Name: checks, Target: m.onLaptop(),
 		Summary: "Check plan and facts; inhibitors stop the run",
 		Run: func(ctx context.Context) (any, error) {
 			err := m.Check()
 			return judged{m.Findings}, err
 		},
-	}}, m.source()...), nil
+	}}
+	return slices.Concat(actions, m.hookPrograms(), m.source()), nil
 }
