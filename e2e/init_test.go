@@ -168,6 +168,18 @@ spec:
   - {name: v1alpha1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
 `
 
+const brokenAPIs = `
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta1.metrics.k8s.io}
+spec: {group: metrics.k8s.io, version: v1beta1, groupPriorityMinimum: 100, versionPriority: 100, insecureSkipTLSVerify: true, service: {name: nobody, namespace: default}}
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1.cert-manager.io}
+spec: {group: cert-manager.io, version: v1, groupPriorityMinimum: 100, versionPriority: 100, insecureSkipTLSVerify: true, service: {name: nobody, namespace: default}}
+`
+
 // A host of which something cannot be found out gets a plan that says so; one that a
 // plan would be wrong for gets none.
 func TestInitSaysWhatItCannotFindOut(t *testing.T) {
@@ -208,8 +220,25 @@ func TestInitSaysWhatItCannotFindOut(t *testing.T) {
 			}
 		})
 	}
+	// APIs of others that nobody serves: one that a plan has no use for, and cert-manager's.
+	broken := filepath.Join(dir, "broken.yaml")
+	require.NoError(t, os.WriteFile(broken, []byte(brokenAPIs), 0o600))
+	t.Run("half of the cluster is dead", func(t *testing.T) {
+		l.kubectl(t, "apply", "-f", broken)
+		defer l.kubectl(t, "delete", "-f", broken)
+		_, plan := proposed(t, l)
+		squeezed := strings.Join(strings.Fields(plan), " ")
+		for _, want := range []string{"- TLS secrets: listing cert-manager's issuers", "- certificates of cert-manager: ", "FILL IN: TLS secrets were not found out",
+			"# data/small-store-0 local", "Services that become dual-stack", "service: openbao", "FILL IN: not all host names were found out", "- sunbeam.lab # Ingress data/web"} {
+			assert.Contains(t, squeezed, want)
+		}
+		assert.NotContains(t, plan, "metrics.k8s.io")
+		r := migrate(t, "check", "-f", l.plan(t, nil))
+		assert.Equal(t, 1, r.code, "a run wants all of it: %s", r)
+		assert.Contains(t, r.stderr, "cert-manager")
+	})
 	gap("the kubeconfig is missing", "mv /etc/rancher/k3s/k3s.yaml /root/away", "mv /root/away /etc/rancher/k3s/k3s.yaml",
-		"Not found out", "its kubeconfig /etc/rancher/k3s/k3s.yaml is missing", "Volumes were not found out", "fd30:")
+		"Not found out", "its kubeconfig /etc/rancher/k3s/k3s.yaml is missing", "volumes were not found out", "fd30:")
 	const server = "ss -ltnpH sport = :6443 | grep -o 'pid=[0-9]*' | cut -d= -f2 | sort -u"
 	gap("the API does not answer", "kill -STOP $("+server+")", "kill -CONT $("+server+")",
 		"Not found out", "the API server")

@@ -475,7 +475,7 @@ func (f *Found) writeBackup(t *text, w Wishes) {
 
 func (f *Found) writeVolumes(t *text) {
 	if !f.Knows(survey.Volumes) {
-		t.mark(4, "volumes were not found out; `migrate plan` lists them once the cluster's API answers. Nothing has to be written for them to be kept: spec.backup.volumes.exclude names those whose contents can be lost.")
+		t.unknown(4, "volumes were not found out; `migrate plan` lists them once the cluster's API answers. Nothing has to be written for them to be kept: spec.backup.volumes.exclude names those whose contents can be lost.")
 		return
 	}
 	volumes := f.Facts.Cluster.Volumes
@@ -523,7 +523,7 @@ func size(n int64) string {
 
 func (f *Found) writeSecrets(t *text) {
 	if !f.Knows(survey.TLSSecrets) {
-		t.mark(4, "TLS secrets were not found out; `migrate plan` counts them once the cluster's API answers. Nothing has to be written for them to be kept: spec.backup.tlsSecrets.selectors adds others by label.")
+		t.unknown(4, "TLS secrets were not found out; `migrate plan` counts them once the cluster's API answers. Nothing has to be written for them to be kept: spec.backup.tlsSecrets.selectors adds others by label.")
 		return
 	}
 	names := f.Facts.Secrets()
@@ -544,7 +544,7 @@ func (f *Found) writeOpenBao(t *text, w Wishes) {
 		if f.Knows(whetherOpenBao) {
 			t.note(4, "No OpenBao or Vault server runs on the cluster.")
 		} else {
-			t.mark(4, "whether an OpenBao or Vault server runs on the cluster was not found out. If one does, name it in spec.backup.openBao, or run init again once the cluster's API answers.")
+			t.unknown(4, "whether an OpenBao or Vault server runs on the cluster was not found out. If one does, name it in spec.backup.openBao, or run init again once the cluster's API answers.")
 		}
 		return
 	}
@@ -710,7 +710,7 @@ func (f *Found) writeVerify(t *text, w Wishes) {
 	}
 	some := slices.ContainsFunc(f.Gaps, func(g Gap) bool { return strings.HasPrefix(g.What, whichHostnames) })
 	if some {
-		t.mark(4, "not all host names were found out. %s", sites)
+		t.unknown(4, "not all host names were found out. %s", sites)
 	}
 	if len(f.Hostnames) == 0 && !some {
 		t.note(4, "No Ingress, Gateway, route or certificate names a host. hostnames would list the cluster's own sites, which pods must reach over both families.")

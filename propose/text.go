@@ -42,6 +42,13 @@ func (t *text) mark(indent int, format string, args ...any) {
 	t.note(indent, Mark+": "+format, args...)
 }
 
+// unknown marks what could not be found out, where nothing has to be written. What
+// follows is another comment.
+func (t *text) unknown(indent int, format string, args ...any) {
+	t.mark(indent, format, args...)
+	t.line(indent, "#")
+}
+
 // field begins a field and marks what validation has against it.
 func (t *text) field(indent int, path string) {
 	for _, p := range t.problems {
