@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -19,8 +20,41 @@ func TestRestedBeforeTheUninstall(t *testing.T) {
 	t.Parallel()
 	l := up(t, "e2e-rested", "--store-mib", "5")
 	file := l.plan(t, nil)
-	r := migrate(t, "run", "-f", file, "--yes", "--until", "seal")
-	require.Zero(t, r.code, "%s", r)
+	t.Run("guided until there", func(t *testing.T) {
+		p := sit(t, bin("migrate"), "run", "-f", file, "--until", "seal")
+		p.sees(t, `PHASE 1 of 6: Look[\s\S]*> `)
+		assert.Equal(t, "gone", l.on(t, "[ -e /var/lib/k3s-dualstack ] || echo gone"), "nothing begins before it is agreed to")
+		p.types(t, "")
+		p.sees(t, `PHASE 2 of 6: Protect[\s\S]*stops after seal[\s\S]*> `)
+		p.types(t, "s")
+		require.Zero(t, p.wait(t, time.Minute), "%s", &p.printed)
+		p.sees(t, "Stopped before step protect, as asked.\\s+The cluster runs as before.")
+
+		p = sit(t, bin("migrate"), "run", "-f", file, "--until", "seal")
+		p.sees(t, `PHASE 1 of 6: Look[\s\S]*> `)
+		p.types(t, "")
+		p.sees(t, `PHASE 2 of 6: Protect[\s\S]*> `)
+		p.types(t, "?")
+		p.sees(t, `Export all API objects[\s\S]*> `)
+		p.types(t, "")
+		p.sees(t, `\[ 3/18\] protect`)
+		p.types(t, "p")
+		p.sees(t, `PAUSED before[\s\S]*The cluster runs as before[\s\S]*> `)
+		records := len(journalOf(file).now(t))
+		time.Sleep(2 * time.Second)
+		assert.Len(t, journalOf(file).now(t), records, "nothing is done in a pause")
+		p.types(t, "")
+		p.sees(t, `PHASE 3 of 6: Rebuild[\s\S]*> `)
+		p.types(t, "")
+		p.sees(t, `GATE: [\s\S]*Type the host's name to go on[\s\S]*> `)
+		assert.Equal(t, "active", l.on(t, "systemctl is-active k3s"), "the cluster runs")
+		p.types(t, l.Hostname)
+		require.Zero(t, p.wait(t, 5*time.Minute), "%s", &p.printed)
+		p.sees(t, "Stopped after seal, as asked")
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
 
 	set := filepath.Join(filepath.Dir(file), "work", "backup")
 	refused := func(t *testing.T, want string) {
@@ -63,8 +97,26 @@ echo order-4711 >$(ls -d /var/lib/rancher/k3s/storage/*large*)/order
 systemctl stop k3s; k3s-killall.sh >/dev/null 2>&1; true`)
 		files, beats := l.on(t, fingerprint), heartbeats(t, l)
 		require.Greater(t, len(beats), len(before), "the store wrote")
-		r := migrate(t, "run", "-f", file, "--yes")
-		require.Zero(t, r.code, "%s", r)
+		// Guided again, from where the run stands to its end.
+		p := sit(t, bin("migrate"), "run", "-f", file)
+		p.sees(t, `PHASE 3 of 6: Rebuild[\s\S]*Continued[\s\S]*The\s+cluster is down[\s\S]*> `)
+		p.types(t, "")
+		p.sees(t, `PHASE 4 of 6: Restore[\s\S]*> `)
+		p.types(t, "")
+		p.sees(t, `\[13/18\] secrets`)
+		p.types(t, "p")
+		p.sees(t, `PAUSED before[\s\S]*> `)
+		p.types(t, "s")
+		require.Zero(t, p.wait(t, time.Minute), "%s", &p.printed)
+		p.sees(t, `Stopped [\s\S]*The new cluster runs; its workloads are not all back yet`)
+
+		p = sit(t, bin("migrate"), "run", "-f", file)
+		for _, phase := range []string{"4 of 6: Restore[\\s\\S]*Continued", "5 of 6: Dual-stack", "6 of 6: Prove"} {
+			p.sees(t, "PHASE "+phase+`[\s\S]*> `)
+			p.types(t, "")
+		}
+		require.Zero(t, p.wait(t, 5*time.Minute), "%s", &p.printed)
+		p.sees(t, `The migration is complete[\s\S]*18 of 18[\s\S]*migrate verify -f`)
 		assert.Equal(t, files, l.on(t, fingerprint))
 		assert.Equal(t, "order-4711", l.on(t, "cat /var/lib/rancher/k3s/storage/*large*/order"))
 		assert.Equal(t, "Yw==", l.kubectl(t, "get", "secret", "-n", "media", "late", "-o", `jsonpath={.data.tls\.crt}`), "a secret of that time")
