@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -183,11 +184,12 @@ const columns = 80
 // wrap writes text behind a label, its lines below each other. What is longer
 // than a line stays whole, to be copied.
 func wrap(b *strings.Builder, label, text string) {
-	indent := strings.Repeat(" ", len(label))
+	margin := utf8.RuneCountInString(label)
+	indent := strings.Repeat(" ", margin)
 	line, width := label, 0
 	for _, word := range strings.Fields(text) {
 		size := len([]rune(word))
-		if width > 0 && len(label)+width+1+size > columns {
+		if width > 0 && margin+width+1+size > columns {
 			b.WriteString(line + "\n")
 			line, width = indent, 0
 		}

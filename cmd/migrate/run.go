@@ -85,11 +85,12 @@ when it notices.`),
 			fmt.Fprintln(out, "note: the run has passed preflight before; --waive changes nothing any more")
 		}
 		g := &guide{m: m, k: typedAt(c.InOrStdin()), out: out, file: *file, until: *until, began: time.Now()}
-		if guided := !*yes && isTerminal(c.InOrStdin()) && isTerminal(c.ErrOrStderr()); guided {
+		guided := !*yes && isTerminal(c.InOrStdin()) && isTerminal(c.ErrOrStderr())
+		if guided {
 			m.Pauser = g
 			defer g.k.listen(g.heard)()
 		}
-		err = m.Run(c.Context(), *until, &paced{watcher{w: out}, g, c.Context()}, func(ctx context.Context, gate runner.Gate) (bool, error) {
+		err = m.Run(c.Context(), *until, &paced{watcher: watcher{w: out}, g: g, ctx: c.Context(), fold: guided}, func(ctx context.Context, gate runner.Gate) (bool, error) {
 			if *yes {
 				return true, nil
 			}
@@ -239,8 +240,9 @@ func (o *watcher) Notice(text string)   { fmt.Fprintf(o.w, "   note: %s\n", text
 // still takes.
 type paced struct {
 	watcher
-	g   *guide
-	ctx context.Context
+	g    *guide
+	ctx  context.Context
+	fold bool // lines are broken where the screen ends
 }
 
 func (o *paced) StepStarted(s runner.Step, n, of int) {
@@ -250,4 +252,14 @@ func (o *paced) StepStarted(s runner.Step, n, of int) {
 		return // the run comes upon it
 	}
 	fmt.Fprintf(o.w, "        %s\n", o.g.pace(o.g.estimate(o.ctx, o.g.left(state))))
+}
+
+func (o *paced) ActionStarted(s runner.Step, a runner.Action) {
+	if !o.fold {
+		o.watcher.ActionStarted(s, a)
+		return
+	}
+	var b strings.Builder
+	wrap(&b, "   …  ", a.Target.String()+": "+a.Summary)
+	fmt.Fprint(o.w, b.String())
 }
