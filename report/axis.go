@@ -21,28 +21,39 @@ type piece struct {
 
 // newAxis makes an axis of the times in which something happened. They need not be in order and may overlap.
 func newAxis(busy []Window) axis {
-	busy = slices.Clone(busy)
-	slices.SortStableFunc(busy, func(a, b Window) int { return a.From.Compare(b.From) })
-	var total time.Duration
-	for _, w := range busy {
-		total += max(0, w.To.Sub(w.From))
-	}
-	rest := max(time.Minute, total/4) // shorter ones are drawn as they are
+	rest := max(time.Minute, length(merge(busy, 0))/4) // shorter ones are drawn as they are
 	var a axis
-	for _, w := range busy {
-		w.To = later(w.From, w.To)
-		n := len(a.pieces)
-		switch {
-		case n == 0:
-			a.pieces = append(a.pieces, piece{from: w.From, to: w.To})
-		case w.From.Sub(a.pieces[n-1].to) > rest:
-			a.pieces = append(a.pieces, piece{from: a.pieces[n-1].to, to: w.From, gap: true}, piece{from: w.From, to: w.To})
-		default:
-			a.pieces[n-1].to = later(a.pieces[n-1].to, w.To)
+	for _, w := range merge(busy, rest) {
+		if n := len(a.pieces); n > 0 {
+			a.pieces = append(a.pieces, piece{from: a.pieces[n-1].to, to: w.From, gap: true})
 		}
+		a.pieces = append(a.pieces, piece{from: w.From, to: w.To})
 	}
 	a.spread()
 	return a
+}
+
+// merge makes one of the times that overlap, or have no more than rest between them; the result is in order.
+func merge(times []Window, rest time.Duration) (out []Window) {
+	times = slices.Clone(times)
+	slices.SortStableFunc(times, func(a, b Window) int { return a.From.Compare(b.From) })
+	for _, w := range times {
+		w.To = later(w.From, w.To)
+		if n := len(out); n > 0 && w.From.Sub(out[n-1].To) <= rest {
+			out[n-1].To = later(out[n-1].To, w.To)
+			continue
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// length is that of all the times.
+func length(times []Window) (d time.Duration) {
+	for _, w := range times {
+		d += w.To.Sub(w.From)
+	}
+	return d
 }
 
 // spread gives every piece its place.

@@ -119,14 +119,10 @@ func newView(r *Report) view {
 		busy = []Window{{From: r.Began, To: r.Last}}
 	}
 	a := newAxis(busy)
-	var working time.Duration
-	for _, p := range a.pieces {
-		if p.gap {
-			v.Breaks = append(v.Breaks, breach{percent(p.x), percent(p.w), p.from, p.to})
-		} else {
-			working += p.to.Sub(p.from)
-		}
+	for _, p := range a.breaks() {
+		v.Breaks = append(v.Breaks, breach{percent(p.x), percent(p.w), p.from, p.to})
 	}
+	working := length(merge(busy, 0))
 	v.ticks(a, working)
 	for _, w := range r.Stopped {
 		x, width := a.span(w.From, w.To, leastSpan)
@@ -160,13 +156,10 @@ func newView(r *Report) view {
 
 func newRow(s Step, a axis) row {
 	r := row{Step: s}
-	var ended time.Time
+	var at []Window
 	for _, act := range s.Actions {
 		for _, t := range act.Attempts {
-			if r.Began.IsZero() || t.Began.Before(r.Began) {
-				r.Began = t.Began
-			}
-			ended = later(ended, t.Ended())
+			at = append(at, Window{From: t.Began, To: t.Ended()})
 			x, w := a.span(t.Began, t.Ended(), leastStep)
 			says := fmt.Sprintf("%s: %s, from %s", act.Name, t.Status, clock(t.Began))
 			if t.Took > 0 {
@@ -175,14 +168,8 @@ func newRow(s Step, a axis) row {
 			r.Bars = append(r.Bars, bar{x, w, class(t.Status), says})
 		}
 	}
-	for _, p := range a.pieces { // what it worked, without the breaks
-		from, to := later(p.from, r.Began), p.to
-		if ended.Before(to) {
-			to = ended
-		}
-		if !p.gap && to.After(from) {
-			r.Took += to.Sub(from)
-		}
+	if at = merge(at, 0); len(at) > 0 {
+		r.Began, r.Took = at[0].From, length(at)
 	}
 	return r
 }
@@ -222,17 +209,11 @@ func (v *view) figures(working time.Duration) {
 	}
 	add(took(working), "at work", note)
 	if len(v.Stopped) > 0 {
-		var stopped time.Duration
-		open := false
-		for _, w := range v.Stopped {
-			stopped += w.To.Sub(w.From)
-			open = open || w.Open
-		}
 		note := "from its stop until it was started"
-		if open {
+		if v.Stopped[len(v.Stopped)-1].Open {
 			note = "and not started since"
 		}
-		add(took(stopped), "K3s stopped", note)
+		add(took(length(v.Stopped)), "K3s stopped", note)
 	}
 	const most = 3 // targets; the table has all
 	var names []string

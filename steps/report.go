@@ -551,7 +551,7 @@ func (d *document) outcome() {
 		next("The rest by hand, if it cannot finish", "runbook")
 	case s.RolledBack == whole:
 		o.Kind, o.Sentence = report.RolledBack, name+" was rolled back: it is the IPv4-only cluster that it was."
-		o.Detail = ""
+		o.Detail = "The rollback was complete on " + d.r.Last.Format("2 January 2006 at 15:04:05") + "."
 		next("Begin anew", "run")
 	case s.RolledBack != "":
 		o.Kind, o.Sentence = report.RolledBack, fmt.Sprintf("%s was rolled back to checkpoint %s.", name, s.RolledBack)
