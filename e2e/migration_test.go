@@ -317,6 +317,17 @@ func TestMigration(t *testing.T) {
 		assert.Zero(t, r.code, "a finished run has nothing to do: %s", r)
 	})
 
+	t.Run("the report tells of it", func(t *testing.T) {
+		html, markdown := reported(t, l, file)
+		reportedSums(t, file, html)
+		addresses := l.kubectl(t, "get", "services", "-n", "data", "-o", `jsonpath={range .items[*]}{.spec.clusterIPs[1]} {end}`)
+		for _, want := range append(strings.Fields(addresses), "is dual-stack.", l.Host.IPv4+", "+l.Host.IPv6, "fd42:", "✕ failed", "--to protect", "raft-snapshot") {
+			assert.True(t, strings.Contains(html, want), want)
+			assert.True(t, strings.Contains(markdown, want), want)
+		}
+		assert.NotContains(t, markdown, "\nthe platform is out of order", "what commands print is theirs")
+	})
+
 	t.Run("no secret lies in the clear on the laptop", func(t *testing.T) {
 		token := l.on(t, "cat /var/lib/rancher/k3s/server/token")
 		secret := token[strings.LastIndex(token, ":")+1:]

@@ -143,6 +143,11 @@ func TestRollback(t *testing.T) {
 		assert.Equal(t, "order-4711", l.on(t, "cat "+large+"/order && rm "+large+"/order"))
 		r.asBefore(t, beats)
 		assert.Equal(t, asides, l.on(t, "find "+storage+"/*.replaced-* | sort"), "what the rollback before this one kept, and nothing new")
+
+		_, report := reported(t, l, r.file)
+		for _, want := range []string{"was rolled back: it is the IPv4-only cluster that it was", "| ↶ uninstall | Take back: Uninstall K3s |", "Earlier runs", "rolled back to protect", "Dual-stack, taken back"} {
+			assert.Contains(t, report, want)
+		}
 	})
 
 	r.round(t, "a new run goes through to the end, and the journals of those before are kept", func(t *testing.T) {
