@@ -198,6 +198,11 @@ func TestMigration(t *testing.T) {
 		assert.Equal(t, "active", l.on(t, "systemctl is-active k3s"))
 	})
 
+	// As people outside reach them: the API's port, and the platform's web proxy.
+	over4, over6 := "https://"+l.Host.IPv4+":6443/livez", "https://["+l.Host.IPv6+"]:6443/livez"
+	web4, web6 := "http://"+l.Host.IPv4+"/", "http://["+l.Host.IPv6+"]/"
+	outside := outages(t, over4, over6, web4, web6)
+
 	t.Run("a failing platform command stops the run, and the next continues", func(t *testing.T) {
 		run := exec.Command(bin("migrate"), "run", "-f", file, "--yes")
 		var out strings.Builder
@@ -217,7 +222,9 @@ func TestMigration(t *testing.T) {
 		r := migrate(t, "run", "-f", file, "--yes")
 		require.Zero(t, r.code, "%s", r)
 		assert.NotContains(t, r.stderr, "Uninstall K3s", "what is done is not done again")
+		assert.Contains(t, r.stdout, "FIRST AWAY")
 	})
+	away := outside()
 	if t.Failed() {
 		t.FailNow()
 	}
@@ -310,9 +317,16 @@ func TestMigration(t *testing.T) {
 		assert.Zero(t, r.code, "%s", r)
 		assert.Contains(t, r.stdout, "is dual-stack")
 		r = migrate(t, "status", "-f", file, "-o", "json")
-		var state struct{ Finished bool }
+		var state struct {
+			Finished     bool
+			Availability []availability
+		}
 		require.NoError(t, json.Unmarshal([]byte(r.stdout), &state))
 		assert.True(t, state.Finished)
+		sameOutage(t, state.Availability, "API", "IPv4", away[over4])
+		sameOutage(t, state.Availability, "API", "IPv6", away[over6])
+		sameOutage(t, state.Availability, web4, "IPv4", away[web4])
+		sameOutage(t, state.Availability, web6, "IPv6", away[web6])
 		r = migrate(t, "run", "-f", file, "--yes")
 		assert.Zero(t, r.code, "a finished run has nothing to do: %s", r)
 	})

@@ -61,8 +61,14 @@ func migration(lab *labs.Lab, recipient string) object {
 			"token": object{"file": bao.Token}, "unsealKeys": []object{{"file": bao.Keys}},
 		}
 	}
+	// Reached from outside the lab, which knows no names: the web proxy of the platform.
+	watch := []string{}
+	if len(lab.Platform) > 0 {
+		watch = []string{"http://" + lab.Host.IPv4 + "/", "http://[" + lab.Host.IPv6 + "]/"}
+	}
 	spec := object{
 		"hosts":   []object{host},
+		"watch":   watch,
 		"backup":  backup,
 		"verify":  object{"egressURLs": lab.Internet.URLs, "hostnames": lab.Internet.Names},
 		"workDir": filepath.Join(lab.StateDir, "migration"),

@@ -31,3 +31,22 @@ func TestPlanNamesOpenBaoWhereThereIsOne(t *testing.T) {
 		t.Errorf("got %s, %v", text, err)
 	}
 }
+
+func TestPlanWatchesWhatThePlatformServes(t *testing.T) {
+	lab := &labs.Lab{Name: "demo", Hostname: "demo", User: "root", Platform: []string{"platform", "up"}}
+	lab.Host.IPv4, lab.Host.IPv6 = "172.30.14.10", "fd30:e::10"
+	watch := func() string {
+		text, err := yaml.Marshal(migration(lab, "ssh-ed25519 AAAA")["spec"].(object)["watch"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	if got, want := watch(), "- http://172.30.14.10/\n- http://[fd30:e::10]/\n"; got != want {
+		t.Errorf("got %s", got)
+	}
+	lab.Platform = nil
+	if got := watch(); got != "[]\n" {
+		t.Errorf("without a platform: got %s", got)
+	}
+}

@@ -371,3 +371,32 @@ func BenchmarkStream(b *testing.B) {
 		b.Fatal(err)
 	}
 }
+
+// TestAnswers asks over a line that is good, mute, and gone; what is gone is left so.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, serverOptions{})
+	n := startNetwork(t, s.address())
+	h := s.dialAs(t, s.through(t, n))
+	answers := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		return h.Answers(ctx)
+	}
+	require.NoError(t, answers())
+	n.set(true, false)
+	require.ErrorIs(t, answers(), ErrConnectionLost)
+	n.set(false, false)
+	n.reset()
+	expectTrue(t, func() bool { return !h.current.alive() }, "the connection's end")
+	require.ErrorIs(t, answers(), ErrConnectionLost)
+	require.ErrorIs(t, answers(), ErrConnectionLost, "it does not connect anew")
+	require.NoError(t, h.Run(t.Context(), "true"))
+	require.NoError(t, answers())
+
+	h.turn <- struct{}{} // another call is connecting
+	require.ErrorIs(t, answers(), ErrConnectionLost)
+	<-h.turn
+	require.NoError(t, h.Close())
+	require.ErrorIs(t, answers(), ErrConnectionLost)
+}

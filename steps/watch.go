@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -29,7 +30,10 @@ func (m *Migration) Availability() ([]probe.Availability, error) {
 // is a note and no error.
 func (m *Migration) watch(ctx context.Context, h *remote.Host) (stop func()) {
 	notice := func(text string) { fmt.Fprintf(m.Progress.Writer(), "   note: %s\n", text) }
-	targets := m.apiTargets(h)
+	var targets []probe.Target
+	for _, a := range m.apis(h) {
+		targets = append(targets, probe.Target{Name: "API", Family: a.family, Check: a.check})
+	}
 	for _, u := range m.Plan.Watched() {
 		more, err := probe.URL(u)
 		if err != nil {
@@ -41,9 +45,9 @@ func (m *Migration) watch(ctx context.Context, h *remote.Host) (stop func()) {
 	return probe.Watch(ctx, m.file(availabilityFile), targets, notice).Close
 }
 
-// apiTargets are the API server at the node's addresses, as reached from the host itself. K3s listens on
+// apis are the API server at the node's addresses, as reached from the host itself. K3s listens on
 // all of them, of both families, before the migration too, unless bind-address names one.
-func (m *Migration) apiTargets(h *remote.Host) []probe.Target {
+func (m *Migration) apis(h *remote.Host) []*apiProbe {
 	addresses := m.Plan.Spec.Network.NodeIP
 	if len(addresses) == 0 {
 		addresses = m.Facts.NodeIPs()
@@ -57,31 +61,29 @@ func (m *Migration) apiTargets(h *remote.Host) []probe.Target {
 	if v := m.Facts.K3s.Setting("https-listen-port"); len(v) == 1 {
 		port = v[0]
 	}
-	var targets []probe.Target
-	seen := map[string]bool{}
+	var apis []*apiProbe
 	for _, text := range addresses {
 		family := probe.IPv6
 		if a, err := netip.ParseAddr(text); err != nil {
-			continue
+			continue // preflight has more to say about it
 		} else if a.Is4() {
 			family = probe.IPv4
 		}
-		if seen[family] {
+		if slices.ContainsFunc(apis, func(a *apiProbe) bool { return a.family == family }) {
 			continue
 		}
-		seen[family] = true
-		a := &apiProbe{host: h, kubeconfig: m.Facts.K3s.Kubeconfig(), address: net.JoinHostPort(text, port)}
-		targets = append(targets, probe.Target{Name: "API", Family: family, Check: a.check})
+		apis = append(apis, &apiProbe{host: h, family: family, address: net.JoinHostPort(text, port), kubeconfig: m.Facts.K3s.Kubeconfig()})
 	}
-	return targets
+	return apis
 }
 
 // apiProbe asks the API server whether it is ready, at one address, with a new connection each time. It
 // shares with the run its SSH connection alone.
 type apiProbe struct {
 	host       *remote.Host
-	kubeconfig string // its path
-	address    string
+	family     string
+	address    string // with its port
+	kubeconfig string // its path on the host
 
 	// client is nil until the kubeconfig was read; a server with a new identity has another.
 	client *http.Client
