@@ -64,7 +64,7 @@ func (m *Migration) hook(i int, step string) runner.Action {
 	}
 	a.Run = func(ctx context.Context) (any, error) {
 		if err := run(ctx, i, step); err != nil {
-			return nil, fmt.Errorf("spec.hooks[%d], hook %s: %w", i, h.Name, err)
+			return nil, fmt.Errorf("spec.hooks[%d]: %w", i, err)
 		}
 		return nil, nil
 	}

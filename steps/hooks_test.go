@@ -153,7 +153,7 @@ func TestLaptopHooks(t *testing.T) {
 		plans.Hook{Name: "second", Before: "freeze", Command: sh(`echo second >>log; [ -e mended ] || { echo hunter2 >&2; exit 7; }`)})
 
 	err := h.run(t.Context(), t, h.note("work"))
-	require.ErrorContains(t, err, "step freeze, hook second: spec.hooks[2], hook second: laptop: exit status 7; ")
+	require.ErrorContains(t, err, "step freeze, hook second: spec.hooks[2]: laptop: exit status 7; ")
 	require.NotContains(t, err.Error(), "hunter2", "what it prints may be secret")
 	require.Equal(t, "first it's $HOME green second", h.noted(t))
 	require.Equal(t, 2, strings.Count(h.printed.String(), "hunter2\n"), h.printed.String())
@@ -242,7 +242,7 @@ func TestHostHooks(t *testing.T) {
 		h.Plan.Spec.Hooks[i].Command[3] = h.dir
 	}
 	err := h.run(t.Context(), t, h.note("work"))
-	require.ErrorContains(t, err, "step freeze, hook last: spec.hooks[1], hook last: host host: exit status 7; ")
+	require.ErrorContains(t, err, "step freeze, hook last: spec.hooks[1]: host host: exit status 7; ")
 	require.NotContains(t, err.Error(), "hunter2", "what it prints may be secret")
 	require.Equal(t, `first it's "$HOME" * root work last`, h.noted(t))
 	require.Equal(t, 2, strings.Count(h.printed.String(), "hunter2\n"), h.printed.String())
