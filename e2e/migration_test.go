@@ -144,8 +144,21 @@ func TestMigration(t *testing.T) {
 		assert.NoDirExists(t, filepath.Join(filepath.Dir(file), "work"))
 	})
 
+	saved := filepath.Join(t.TempDir(), "saved")
+	t.Run("a saved plan is run as it was, or not at all", func(t *testing.T) {
+		r := migrate(t, "plan", "-f", file, "--out", saved)
+		require.Zero(t, r.code, "%s", r)
+		assert.Contains(t, r.stderr, "migrate run "+saved)
+		l.kubectl(t, "create", "service", "clusterip", "late", "--tcp=80:80")
+		r = migrate(t, "run", saved, "--yes")
+		assert.Equal(t, 1, r.code, "%s", r)
+		assert.Contains(t, r.stderr, "Service default/late is new: ClusterIP IPv4")
+		assert.NoDirExists(t, filepath.Join(filepath.Dir(file), "work"), "nothing was written")
+		l.kubectl(t, "delete", "service", "late")
+	})
+
 	t.Run("until the gate the cluster runs", func(t *testing.T) {
-		r := migrate(t, "run", "-f", file, "--until", "gate")
+		r := migrate(t, "run", saved, "--until", "gate")
 		require.Zero(t, r.code, "%s", r)
 		assert.Equal(t, "active", l.on(t, "systemctl is-active k3s"))
 		assert.Contains(t, migrate(t, "status", "-f", file).stdout, "protect")
@@ -193,7 +206,7 @@ func TestMigration(t *testing.T) {
 	})
 
 	t.Run("nobody at the gate declines", func(t *testing.T) {
-		r := migrate(t, "run", "-f", file)
+		r := migrate(t, "run", saved)
 		assert.Equal(t, 5, r.code, "%s", r)
 		assert.Equal(t, "active", l.on(t, "systemctl is-active k3s"))
 	})

@@ -76,10 +76,8 @@ func (m *Migration) Estimate(_ context.Context, planned []runner.Planned) (Estim
 	if err != nil {
 		return Estimate{}, err
 	}
-	e := Estimate{Steps: map[string]StepEstimate{}, Rates: m.Facts.Rates}
-	if e.Rates.Down == 0 || e.Rates.Up == 0 {
-		e.Rates, e.Assumed = assumed, true
-	}
+	e := Estimate{Steps: map[string]StepEstimate{}}
+	e.Rates, e.Assumed = m.rates()
 	down, up := false, false // of the API, and of what runs on it
 	for _, s := range planned {
 		var one StepEstimate
@@ -116,6 +114,14 @@ func (m *Migration) Estimate(_ context.Context, planned []runner.Planned) (Estim
 	return e, nil
 }
 
+// rates are those that were measured, or else assumed.
+func (m *Migration) rates() (_ survey.Rates, guessed bool) {
+	if r := m.Facts.Rates; r.Down > 0 && r.Up > 0 {
+		return r, false
+	}
+	return assumed, true
+}
+
 // takes is about how long an action that is not done takes.
 func (m *Migration) takes(r survey.Rates, state runner.State, step string, a runner.Action) time.Duration {
 	if like := state.Measured(a.Like); like > 0 {
@@ -123,17 +129,21 @@ func (m *Migration) takes(r survey.Rates, state runner.State, step string, a run
 	}
 	kind, pv, _ := strings.Cut(a.Name, " ")
 	d, listed := fixed[step+"/"+kind]
+	if !listed {
+		like, _, _ := strings.Cut(a.Like, " ")
+		d, listed = fixed[like]
+	}
 	rate := r.Up
-	switch step {
-	case "protect", "freeze":
+	if step == "protect" || step == "freeze" {
 		rate = r.Down
-	case "gate", "seal":
+	}
+	if kind == "prove" {
 		d += over(m.Facts.VolumeBytes()+m.Facts.K3s.BinarySize, proveRate)
 	}
 	d += over(a.Bytes, min(rate, ownRate))
 	if kind == "volume" {
 		for _, v := range m.Facts.Cluster.Volumes {
-			if v.PV == pv {
+			if v.PV == strings.TrimPrefix(pv, "back ") {
 				d += time.Duration(v.Files) * perFile
 			}
 		}
@@ -176,6 +186,8 @@ func About(d time.Duration) string {
 		unit = time.Minute
 	case d >= 2*time.Minute:
 		unit = 30 * time.Second
+	case d >= time.Minute:
+		unit = 10 * time.Second
 	}
 	d = max(d.Round(unit), unit)
 	var words []string

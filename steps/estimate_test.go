@@ -108,7 +108,7 @@ func TestCovered(t *testing.T) {
 
 func TestAbout(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		0: "5 s", time.Second: "5 s", 13 * time.Second: "15 s", 58 * time.Second: "1 min", 97 * time.Second: "1 min 35 s",
+		0: "5 s", time.Second: "5 s", 13 * time.Second: "15 s", 58 * time.Second: "1 min", 97 * time.Second: "1 min 40 s",
 		3*time.Minute + 40*time.Second: "3 min 30 s", 12*time.Minute + 40*time.Second: "13 min", 59*time.Minute + 50*time.Second: "1 h",
 		2*time.Hour + 11*time.Minute: "2 h 10 min", 26 * time.Hour: "26 h",
 	} {

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 )
 
@@ -27,7 +28,7 @@ func (m *Migration) proof(required []string) []runner.Action {
 	return append([]runner.Action{{
 		Name: "prove", Target: m.onLaptop(),
 		Summary: fmt.Sprintf("Re-read, checksum, decrypt and open %d artifacts", len(required)),
-		Command: "sha256sum -c, age --decrypt, tar --list, PRAGMA integrity_check",
+		Command: "migrate backup verify -f " + remote.Quote(m.Plan.Path()),
 		Run: func(ctx context.Context) (any, error) {
 			set, err := m.Set()
 			if err != nil {

@@ -38,7 +38,7 @@ func (m *Migration) install(ctx context.Context) ([]runner.Action, error) {
 		Run:     func(ctx context.Context) (any, error) { return m.putFiles(ctx) },
 	}, {
 		Name: "identity", Target: m.onHost(), Summary: identity,
-		Command: "tar -C " + remote.Quote(in.ServerDir()) + " -xf - tls/*-ca.* tls/service.key token cred/passwd",
+		Command: m.IntoSSH("tar -C "+remote.Quote(path.Dir(in.ServerDir()))+" --wildcards -xpf - 'server/tls/*-ca.*' server/tls/service.key server/token server/cred/passwd") + " < k3s-state.tar",
 		Run:     func(ctx context.Context) (any, error) { return nil, m.putIdentity(ctx) },
 	}, {
 		Name: "install", Target: m.onHost(),

@@ -26,7 +26,7 @@ func (m *Migration) network(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "sysctl", Target: m.onHost(),
 		Summary: "Forwarding for both families, router advertisements kept on " + m.Facts.Host.Uplink,
-		Command: "sysctl -p " + sysctlFile,
+		Command: "printf '%s\\n' " + remote.Quote(strings.Split(strings.TrimSpace(sysctls(m.Facts.Host.Uplink)), "\n")...) + " >" + sysctlFile + " && sysctl -p " + sysctlFile,
 		Run: func(ctx context.Context) (any, error) {
 			h, err := m.Host(ctx)
 			if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: objects, Target: m.onCluster(),
 		Summary: "Export all API objects",
-		Command: "kubectl get $(kubectl api-resources --verbs=list -o name | paste -sd,) -A -o json",
+		Command: "kubectl get \"$(kubectl api-resources --verbs=list -o name | paste -sd,)\" -A -o json > objects.json",
 		Run:     m.keepObjects,
 	}, {
 		Name: tlsSecrets, Target: m.onCluster(),
@@ -54,7 +55,7 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: k3sFiles, Target: m.onHost(),
 		Summary: fmt.Sprintf("Keep K3s %s's binary, scripts, unit, env files and configuration", in.Version),
-		Command: "tar -C / -cf - " + remote.Quote(in.Files()...),
+		Command: m.OverSSH("tar -C / -cf - "+remote.Quote(in.Files()...)) + " > k3s-files.tar",
 		Bytes:   in.BinarySize,
 		Run:     func(ctx context.Context) (any, error) { return nil, m.keepTree(ctx, k3sFiles, in.Files()) },
 	}}
@@ -62,7 +63,7 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 		actions = append(actions, runner.Action{
 			Name: strays, Target: m.onHost(),
 			Summary: fmt.Sprintf("Keep what lies in the storage and belongs to no volume (%d)", len(found)),
-			Command: "tar -C / -cf - " + remote.Quote(found...),
+			Command: m.OverSSH("tar -C / -cf - "+remote.Quote(found...)) + " > strays.tar",
 			Run:     func(ctx context.Context) (any, error) { return nil, m.keepTree(ctx, strays, found) },
 		})
 	}
@@ -74,12 +75,21 @@ func (m *Migration) protect(context.Context) ([]runner.Action, error) {
 		actions = append(actions, runner.Action{
 			Name: "volume " + v.PV, Target: m.onHost(),
 			Summary: fmt.Sprintf("Stream volume %s to the laptop while workloads run", claim(v)),
-			Command: fmt.Sprintf("tar -C %s --sparse --acls --xattrs --numeric-owner -cf - . | zstd", remote.Quote(v.Path)),
+			Command: m.OverSSH("mkdir -p "+listDir+" && "+archive(v)) + " > " + remote.Quote(v.PV+".tar.zst"),
 			Bytes:   v.Bytes,
 			Run:     func(ctx context.Context) (any, error) { return nil, m.keepVolume(ctx, v) },
 		})
 	}
 	return actions, nil
+}
+
+// listDir is where tar would keep its lists of what it archived, by hand.
+const listDir = remote.StateDir + "/volumes"
+
+// archive is the command that prints a volume as an archive: all of it the first time,
+// what changed since the next.
+func archive(v survey.Volume) string {
+	return fmt.Sprintf("tar -C %s --listed-incremental=%s --sparse --acls --xattrs --numeric-owner -cf - . | zstd", remote.Quote(v.Path), remote.Quote(path.Join(listDir, v.PV+".list")))
 }
 
 func claim(v survey.Volume) string {

@@ -237,7 +237,7 @@ func (m *Migration) freeze(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: k3sDatabase, Target: m.onHost(),
 		Summary: "Keep K3s's datastore and its write-ahead log",
-		Command: fmt.Sprintf("cp %s …", remote.Quote(in.Database(), in.Database()+"-wal")),
+		Command: m.OverSSH(fmt.Sprintf("cd %s && tar -cf - state.db*", remote.Quote(path.Dir(in.Database())))) + " > k3s-database.tar",
 		Run: func(ctx context.Context) (any, error) {
 			h, err := m.stillQuiet(ctx)
 			if err != nil {
@@ -252,7 +252,7 @@ func (m *Migration) freeze(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: k3sState, Target: m.onHost(),
 		Summary: "Keep token, CAs, credentials, node passwords and manifests",
-		Command: "tar -C " + remote.Quote(path.Dir(in.ServerDir())) + " --exclude db -cf - server",
+		Command: m.OverSSH("tar -C "+remote.Quote(path.Dir(in.ServerDir()))+" --exclude server/db -cf - server") + " > k3s-state.tar",
 		Run: func(ctx context.Context) (any, error) {
 			h, err := m.stillQuiet(ctx)
 			if err != nil {
@@ -272,7 +272,7 @@ func (m *Migration) freeze(context.Context) ([]runner.Action, error) {
 		actions = append(actions, runner.Action{
 			Name: "volume " + v.PV, Target: m.onHost(),
 			Summary: fmt.Sprintf("Stream what changed in volume %s since its first pass", claim(v)),
-			Command: fmt.Sprintf("tar -C %s --listed-incremental …", remote.Quote(v.Path)),
+			Command: m.OverSSH(archive(v)) + " > " + remote.Quote(v.PV+".changes.tar.zst"),
 			Run: func(ctx context.Context) (any, error) {
 				h, err := m.stillQuiet(ctx)
 				if err != nil {

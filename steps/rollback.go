@@ -282,6 +282,8 @@ type Fallback struct {
 	What    string   `json:"what,omitempty"` // what that amounts to, in a sentence
 	Actions []string `json:"actions,omitempty"`
 	Bytes   int64    `json:"bytes,omitempty"` // about what it moves
+	// Duration is about how long it takes.
+	Duration time.Duration `json:"durationNanos,omitempty"`
 }
 
 // takingBack is what taking back a step amounts to, where it is more than a setting;
@@ -294,6 +296,11 @@ var takingBack = map[string]string{
 // Fallbacks says for every step what a rollback takes once that step has begun.
 func (m *Migration) Fallbacks(ctx context.Context) (map[string]Fallback, error) {
 	out := map[string]Fallback{}
+	measured, err := m.State()
+	if err != nil {
+		return nil, err
+	}
+	rates, _ := m.rates()
 	var state runner.State
 	seq := m.Sequence()
 	for i, s := range seq {
@@ -313,6 +320,7 @@ func (m *Migration) Fallbacks(ctx context.Context) (map[string]Fallback, error) 
 					f.To = to
 					f.Actions = append(f.Actions, a.Summary)
 					f.Bytes += a.Bytes
+					f.Duration += m.takes(rates, measured, p.Name, a)
 				}
 			}
 		}

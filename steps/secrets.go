@@ -19,7 +19,7 @@ func (m *Migration) secrets(context.Context) ([]runner.Action, error) {
 	return []runner.Action{{
 		Name: "apply", Target: m.onCluster(),
 		Summary: fmt.Sprintf("Create namespaces, and the TLS secrets (%d) with their annotations", len(m.Facts.Cluster.TLSSecrets)),
-		Command: "kubectl apply -f tls-backup.yaml",
+		Command: "kubectl apply -f - < tls-backup.yaml",
 		Run: func(ctx context.Context) (any, error) {
 			c, err := m.rebuilt(ctx)
 			if err != nil {

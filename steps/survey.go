@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"sunbeam.pt/k3s-dualstack/preflight"
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/survey"
 )
@@ -15,7 +16,7 @@ func (m *Migration) survey(context.Context) ([]runner.Action, error) {
 	return []runner.Action{{
 		Name: "facts", Target: m.onHost(),
 		Summary: "Read K3s's installation, the network, the cluster and its volumes",
-		Command: "ssh " + m.Plan.Server().Address + " 'systemctl cat k3s; k3s --version; ip addr; ip route' && kubectl get nodes,pv,pvc,svc -A",
+		Command: "systemctl cat k3s; k3s --version; ip addr; ip route; k3s kubectl get nodes,pv,pvc,svc -A",
 		Run: func(ctx context.Context) (any, error) {
 			return m.takeFacts(ctx)
 		},
@@ -107,6 +108,7 @@ func (m *Migration) preflight(context.Context) ([]runner.Action, error) {
 	actions := []runner.Action{{
 		Name: checks, Target: m.onLaptop(),
 		Summary: "Check plan and facts; inhibitors stop the run",
+		Command: "migrate check -f " + remote.Quote(m.Plan.Path()),
 		Run: func(ctx context.Context) (any, error) {
 			err := m.Check()
 			return judged{m.Findings}, err

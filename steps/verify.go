@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"sunbeam.pt/k3s-dualstack/k3s"
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/restore"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/verify"
@@ -16,7 +17,7 @@ func (m *Migration) verify(context.Context) ([]runner.Action, error) {
 	return []runner.Action{{
 		Name: "verify", Target: m.onCluster(),
 		Summary: "Addresses, Services, DNS, pod to pod and egress of both families; volumes and secrets as backed up",
-		Command: "migrate verify -f " + m.Plan.Path(),
+		Command: "migrate verify -f " + remote.Quote(m.Plan.Path()),
 		Run: func(ctx context.Context) (any, error) {
 			report, err := m.Verify(ctx, m.Plan.Spec.Verify.Timeout.Duration)
 			if err != nil {

@@ -23,7 +23,7 @@ func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
 		actions = append(actions, runner.Action{
 			Name: "volume " + v.PV, Target: m.onHost(),
 			Summary: fmt.Sprintf("Stream volume %s back and compare every file", claim(v)),
-			Command: fmt.Sprintf("zstd -d | tar -C %s --acls --xattrs --numeric-owner -xpf -", remote.Quote(v.Path)),
+			Command: m.unarchive(v),
 			Bytes:   v.Bytes,
 			Run:     func(ctx context.Context) (any, error) { return nil, m.restoreVolume(ctx, v) },
 			Done: func(ctx context.Context) (bool, error) {
@@ -39,7 +39,7 @@ func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
 		actions = append(actions, runner.Action{
 			Name: strays, Target: m.onHost(),
 			Summary: fmt.Sprintf("Put back what lay in the storage and belongs to no volume (%d)", len(found)),
-			Command: "tar -C / -xpf - " + remote.Quote(found...),
+			Command: m.IntoSSH("tar -C / -xpf -") + " < strays.tar",
 			Run: func(ctx context.Context) (any, error) {
 				h, set, err := m.hostAndSet(ctx)
 				if err != nil {
@@ -50,6 +50,12 @@ func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
 		})
 	}
 	return actions, nil
+}
+
+// unarchive is the command that puts back what archive printed, the second time over the first.
+func (m *Migration) unarchive(v survey.Volume) string {
+	into := m.IntoSSH(fmt.Sprintf("mkdir -p %[1]s && zstd -d | tar -C %[1]s --ignore-zeros --listed-incremental=/dev/null --acls --xattrs --numeric-owner -xpf -", remote.Quote(v.Path)))
+	return into + " < <(cat " + remote.Quote(v.PV+".tar.zst", v.PV+".changes.tar.zst") + ")"
 }
 
 func (m *Migration) restoreVolume(ctx context.Context, v survey.Volume) error {
@@ -91,7 +97,7 @@ func (m *Migration) claims(context.Context) ([]runner.Action, error) {
 		actions = append(actions, runner.Action{
 			Name: "reserve " + v.PV, Target: m.onCluster(),
 			Summary: reservation(v),
-			Command: "kubectl create -f pv.yaml -f pvc.yaml",
+			Command: "kubectl create -f … # out of objects.json, without uid, resourceVersion and status",
 			Run: func(ctx context.Context) (any, error) {
 				c, err := m.rebuilt(ctx)
 				if err != nil {

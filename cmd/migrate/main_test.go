@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,15 +14,11 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
 
-	"sunbeam.pt/k3s-dualstack/k3s"
 	"sunbeam.pt/k3s-dualstack/plans"
-	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
-	"sunbeam.pt/k3s-dualstack/survey"
 )
 
 // The statuses are what scripts rely on, wherever in an error their cause lies.
@@ -124,75 +119,5 @@ func TestInterrupt(t *testing.T) {
 	}
 	if !strings.Contains(string(said), "migrate: stopping") {
 		t.Errorf("%s", said)
-	}
-}
-
-// The plan as a person reads it, from kept facts.
-func TestPrintPlan(t *testing.T) {
-	data, err := os.ReadFile("../../steps/testdata/facts.json")
-	require.NoError(t, err)
-	facts := &survey.Facts{}
-	require.NoError(t, json.Unmarshal(data, facts))
-	data, err = os.ReadFile("testdata/plan.yaml")
-	require.NoError(t, err)
-	plan, err := plans.Decode(data, "/home/ana")
-	require.NoError(t, err)
-	m := &steps.Migration{Plan: plan, Facts: facts}
-	planned, err := runner.Preview(context.Background(), m.Sequence())
-	require.NoError(t, err)
-	fallbacks, err := m.Fallbacks(context.Background())
-	require.NoError(t, err)
-	p := preview{
-		Name: plan.Metadata.Name, Host: "dedi", Version: facts.K3s.Version, Facts: facts, Steps: planned, Fallbacks: fallbacks,
-		Settings: []k3s.Change{
-			{Key: "cluster-cidr", After: "10.42.0.0/16,fd42::/48", Source: "/etc/rancher/k3s/config.yaml"},
-			{Key: "disable", Before: "servicelb", After: "servicelb,traefik", Source: k3s.SourceFlag},
-		},
-	}
-	warning := preflight.Finding{ID: "volumes.stray", Severity: preflight.Warning, Detail: "something lies there", Remedy: "look at it"}
-	inhibitor := preflight.Finding{ID: "k3s.stack", Severity: preflight.Inhibitor, Detail: "it is dual-stack", Remedy: "be glad"}
-	for _, tc := range []struct {
-		name  string
-		found []preflight.Finding
-		begun bool
-	}{{"warned", []preflight.Finding{warning}, false}, {"inhibited", []preflight.Finding{inhibitor, warning}, false}, {"begun", nil, true}} {
-		t.Run(tc.name, func(t *testing.T) {
-			p := p
-			p.Findings, p.Begun = tc.found, tc.begun
-			var b bytes.Buffer
-			p.print(&b, "plan.yaml")
-			got := b.String()
-			if tc.name != "warned" { // the rest is the same
-				i, j := strings.Index(got, "\nSettings of K3s"), strings.Index(got, "$ find /var/lib/k3s-dualstack")
-				got = got[:i] + "\n…\n" + got[j:]
-			}
-			name := "testdata/plan-" + tc.name + ".golden"
-			if *update {
-				require.NoError(t, os.WriteFile(name, []byte(got), 0o644))
-			}
-			want, err := os.ReadFile(name)
-			require.NoError(t, err)
-			if d := cmp.Diff(string(want), got); d != "" {
-				t.Error(d)
-			}
-		})
-	}
-	// For programs: every step with its actions, and no secret of the plan's.
-	var b bytes.Buffer
-	require.NoError(t, writeJSON(&b, p))
-	var read struct {
-		Steps []struct {
-			Name    string
-			Actions []struct{ Name, Command, Summary string }
-		}
-	}
-	require.NoError(t, json.Unmarshal(b.Bytes(), &read))
-	if len(read.Steps) != len(steps.Names()) {
-		t.Errorf("%d steps", len(read.Steps))
-	}
-	for _, s := range read.Steps {
-		if len(s.Actions) == 0 {
-			t.Errorf("step %s has no actions", s.Name)
-		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -23,18 +25,25 @@ func planFlag(c *cobra.Command) *string {
 	return file
 }
 
-// formatFlag adds -o to a command.
-func formatFlag(c *cobra.Command) *string {
-	format := c.Flags().StringP("output", "o", "text", "`format` of the result: text or json")
-	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+// formatFlag adds -o to a command, which may have more formats than text and json.
+func formatFlag(c *cobra.Command, more ...string) *string {
+	format := c.Flags().StringP("output", "o", "text", "`format` of the result: "+formats(more))
+	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(append([]string{"text", "json"}, more...), cobra.ShellCompDirectiveNoFileComp))
 	return format
 }
 
-func checkFormat(format string) error {
-	if format != "text" && format != "json" {
-		return usageError{fmt.Errorf("--output %q: it is text or json", format)}
+func checkFormat(format string, more ...string) error {
+	if format != "text" && format != "json" && !slices.Contains(more, format) {
+		return usageError{fmt.Errorf("--output %q: it is %s", format, formats(more))}
 	}
 	return nil
+}
+
+// formats are text, json and more, in words.
+func formats(more []string) string {
+	all := append([]string{"text", "json"}, more...)
+	last := len(all) - 1
+	return strings.Join(all[:last], ", ") + " or " + all[last]
 }
 
 // load reads the plan and prepares the migration, with progress on stderr.

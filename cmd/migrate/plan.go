@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +20,7 @@ import (
 type preview struct {
 	Name     string              `json:"name"`
 	Host     string              `json:"host"`
+	Address  string              `json:"address"`
 	Version  string              `json:"k3sVersion"`
 	Settings []k3s.Change        `json:"settings"`
 	Findings []preflight.Finding `json:"findings"`
@@ -28,7 +28,9 @@ type preview struct {
 	Steps    []runner.Planned    `json:"steps"`
 	// Fallbacks say for each step what a failure in it means.
 	Fallbacks map[string]steps.Fallback `json:"fallbacks"`
-	Begun     bool                      `json:"begun"`
+	// Estimate is about how much it moves, and how long it takes.
+	Estimate steps.Estimate `json:"estimate"`
+	Begun    bool           `json:"begun"`
 }
 
 func planCommand() *cobra.Command {
@@ -39,16 +41,21 @@ func planCommand() *cobra.Command {
 Read host and cluster, check whether the migration may run, and print every
 step and action in order: its target and the command a person would type.
 These are the actions that 'migrate run' performs. Nothing is changed. The exit
-status is 3 when a finding forbids the run.`),
+status is 3 when a finding forbids the run.
+
+As markdown it is for a change request; as sh a script with the commands, to be read or
+followed by hand. Estimates come from sizes and rates that are measured, and for what
+has neither from the lab.`),
 		Example: `  migrate plan -f plan.yaml
   migrate plan -f plan.yaml --out shop.saved && migrate run shop.saved
+  migrate plan -f plan.yaml -o markdown > change-request.md
   migrate plan -f plan.yaml -o json | jq '.steps[].actions[].command'`,
 		Args: cobra.NoArgs,
 	}
-	file, format := planFlag(c), formatFlag(c)
+	file, format := planFlag(c), formatFlag(c, "markdown", "sh")
 	out := c.Flags().String("out", "", "save the plan in this `file`, for 'migrate run FILE': that does what was shown, or nothing")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if err := checkFormat(*format); err != nil {
+		if err := checkFormat(*format, "markdown", "sh"); err != nil {
 			return err
 		}
 		m, err := load(c, *file)
@@ -98,14 +105,24 @@ status is 3 when a finding forbids the run.`),
 		if p.Fallbacks, err = m.Fallbacks(c.Context()); err != nil {
 			return err
 		}
+		if p.Estimate, err = m.Estimate(c.Context(), p.Steps); err != nil {
+			return err
+		}
 		s := m.Plan.Server()
+		p.Address = s.Address
 		p.Host, p.Version, p.Findings, p.Facts = s.Name, m.Facts.K3s.Version, m.Findings, m.Facts
-		if *format == "json" {
-			if err := writeJSON(c.OutOrStdout(), p); err != nil {
-				return err
-			}
-		} else {
-			p.print(c.OutOrStdout(), *file)
+		switch *format {
+		case "json":
+			err = writeJSON(c.OutOrStdout(), p)
+		case "markdown":
+			err = p.markdown(c.OutOrStdout(), *file)
+		case "sh":
+			err = p.script(c.OutOrStdout(), m)
+		default:
+			err = p.print(c.OutOrStdout(), *file)
+		}
+		if err != nil {
+			return err
 		}
 		if checked != nil {
 			return &shownError{checked} // and not saved: there is nothing to run
@@ -135,128 +152,4 @@ func printFindings(w io.Writer, found []preflight.Finding) {
 			fmt.Fprintf(w, "             waived: %s\n", f.Waived)
 		}
 	}
-}
-
-func (p preview) print(w io.Writer, file string) {
-	f := p.Facts
-	fmt.Fprintf(w, "Plan %s: host %s (%s), K3s %s, IPv4-only → dual-stack\n", p.Name, p.Host, f.Host.OS, p.Version)
-	if p.Begun {
-		fmt.Fprintf(w, "A run of this plan has begun; `migrate status -f %s` shows how far it is.\n", file)
-	}
-
-	fmt.Fprintln(w, "\nSettings of K3s")
-	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	for _, c := range p.Settings {
-		before := c.Before
-		if before == "" {
-			before = "(default)"
-		}
-		fmt.Fprintf(t, "  %s\t%s\t→ %s\tin %s\n", c.Key, before, c.After, c.Source)
-	}
-	t.Flush()
-
-	fmt.Fprintln(w, "\nVolumes")
-	t = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	for _, v := range f.Cluster.Volumes {
-		what := fmt.Sprintf("%d files, %.1f MiB", v.Files, float64(v.Bytes)/(1<<20))
-		switch {
-		case v.Excluded:
-			what = "excluded by the plan"
-		case !v.Copied():
-			what = "object only; the data lies elsewhere (" + v.Driver + ")"
-		}
-		name := v.Namespace + "/" + v.Claim
-		if v.Claim == "" {
-			name = v.PV // nobody claims it
-		}
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", name, v.Kind, what, v.Path)
-	}
-	t.Flush()
-
-	if f.OpenBao != nil && f.OpenBao.Problem == "" {
-		printOpenBao(w, *f.OpenBao)
-	}
-
-	fmt.Fprintln(w, "\nServices")
-	t = tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	for _, s := range f.Cluster.Services {
-		what := "→ " + s.WantPolicy
-		if s.Skip != "" {
-			what = "stays: " + s.Skip
-		}
-		fmt.Fprintf(t, "  %s/%s\t%s\t%s\n", s.Namespace, s.Name, s.Type, what)
-	}
-	t.Flush()
-
-	phase := ""
-	for i, s := range p.Steps {
-		if s.Phase != phase {
-			phase = s.Phase
-			fmt.Fprintf(w, "\n%s\n", strings.ToUpper(phase))
-		}
-		fmt.Fprintf(w, "%3d. %-10s %s\n", i+1, s.Name, s.Title)
-		fmt.Fprintf(w, "     %-10s ↩ %s\n", "", onFailure(s, p.Fallbacks[s.Name]))
-		if s.Gate != nil {
-			fmt.Fprintf(w, "     %-10s ? asks before it begins; the host's name has to be typed\n", "")
-		}
-		for _, a := range s.Actions {
-			fmt.Fprintf(w, "     - [%s] %s\n", a.Target, a.Summary)
-			if a.Command != "" {
-				fmt.Fprintf(w, "       $ %s\n", a.Command)
-			}
-		}
-	}
-
-	if len(p.Findings) > 0 {
-		fmt.Fprintln(w, "\nFindings")
-		printFindings(w, p.Findings)
-	}
-	fmt.Fprintf(w, "\nNothing was changed. ")
-	if preflight.Inhibited(p.Findings) && !p.Begun {
-		fmt.Fprintln(w, "The inhibitors above forbid the migration.")
-		return
-	}
-	fmt.Fprintf(w, "To do it: migrate run -f %s\n", file)
-}
-
-// printOpenBao shows what the server has: all of it is in its snapshot or volume, the
-// secrets of the KV mounts in the export, too.
-func printOpenBao(w io.Writer, b survey.OpenBao) {
-	fmt.Fprintln(w, "\nOpenBao")
-	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	for _, s := range b.Servers {
-		unseal := fmt.Sprintf("%d of %d keys", s.Threshold, s.Shares)
-		if s.RecoverySeal {
-			unseal = "unseals itself (" + s.Seal + ")"
-		}
-		fmt.Fprintf(t, "  server\t%s\t%s, %s storage, %s\n", s.Name, s.Version, s.Storage, unseal)
-	}
-	for _, m := range b.Mounts {
-		kind := m.Type
-		if m.KV > 0 {
-			kind = fmt.Sprintf("%s, version %d", m.Type, m.KV)
-		}
-		fmt.Fprintf(t, "  mount\t%s\t%s\n", m.Path, kind)
-	}
-	for _, a := range b.Auths {
-		fmt.Fprintf(t, "  auth\t%s\t%s\n", a.Path, a.Type)
-	}
-	t.Flush()
-	fmt.Fprintf(w, "  policies: %s\n", strings.Join(b.Policies, ", "))
-}
-
-// onFailure says what a failure in a step means: running again continues in any
-// case; this is what the way back takes.
-func onFailure(s runner.Planned, f steps.Fallback) string {
-	switch {
-	case f.To == "" && s.Name == "finish":
-		return "if it fails: the cluster is whole and dual-stack; run it again"
-	case f.To == "":
-		return "if it fails: the cluster runs as before; nothing to take back"
-	}
-	takes := fmt.Sprintf("%d actions", len(f.Actions))
-	if f.Bytes > 0 {
-		takes += ", at least " + mib(f.Bytes) + " to move"
-	}
-	return fmt.Sprintf("if it fails: rollback returns to %s: %s (%s)", f.To, f.What, takes)
 }

@@ -60,13 +60,7 @@ func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding) error {
 [ -n "${BASH_VERSION-}" ] || exec bash "$0" # What comes out of a failed pipe is incomplete.
 set -euo pipefail
 
-# on_host runs a command on the host, into_host one that reads what is piped to it.
-on_host() { into_host "$1" </dev/null; }
-into_host() { %s "$1"; }
-`, comment(m.Plan.Metadata.Name), comment(u.To), comment(u.Host), comment(m.Facts.K3s.Version), comment(m.Facts.Host.MachineID), comment(m.SetDir()), m.SSH())
-	if h := m.Plan.Server(); h.User == "" && h.SSHConfig != "none" {
-		b.WriteString("# Where your SSH configuration names no user, add -l root.\n")
-	}
+%s`, comment(m.Plan.Metadata.Name), comment(u.To), comment(u.Host), comment(m.Facts.K3s.Version), comment(m.Facts.Host.MachineID), comment(m.SetDir()), hostFunctions(m))
 	if len(u.Actions) == 0 {
 		b.WriteString("\n# Nothing was changed since the checkpoint: there is nothing to do.\n")
 	}
@@ -74,7 +68,7 @@ into_host() { %s "$1"; }
 		fmt.Fprintf(&b, "\n# %s: %s\n", a.Step, comment(a.Summary))
 		command := a.Command
 		switch {
-		case strings.HasPrefix(command, "on_host "), strings.HasPrefix(command, "migrate "): // of the laptop
+		case ofLaptop(command):
 		case a.Target.Kind == runner.Cluster:
 			command = m.OverSSH(remote.Quote(m.Facts.K3s.Binary) + " " + command)
 		default:
@@ -85,6 +79,24 @@ into_host() { %s "$1"; }
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// hostFunctions are what the commands of a script use.
+func hostFunctions(m *steps.Migration) string {
+	out := fmt.Sprintf(`# on_host runs a command on the host, into_host one that reads what is piped to it.
+on_host() { into_host "$1" </dev/null; }
+into_host() { %s "$1"; }
+`, m.SSH())
+	if h := m.Plan.Server(); h.User == "" && h.SSHConfig != "none" {
+		out += "# Where your SSH configuration names no user, add -l root.\n"
+	}
+	return out
+}
+
+// ofLaptop tells whether a command reaches the host by itself, or has no need to.
+func ofLaptop(command string) bool {
+	first, _, _ := strings.Cut(command, " ")
+	return first == "on_host" || first == "into_host" || first == "migrate"
 }
 
 // comment is text for a line of comment.
