@@ -18,7 +18,8 @@ import (
 var errStopped = errors.New("stopped as asked")
 
 // guide takes a person through a run: before each phase a screen that tells what
-// is about to happen, and a pause whenever they ask for one.
+// is about to happen, and waits unless the cluster is down; and a pause whenever they
+// ask for one.
 type guide struct {
 	m     *steps.Migration
 	k     *keyboard
@@ -60,7 +61,7 @@ func (g *guide) Pause(ctx context.Context, s runner.Step, a *runner.Action) erro
 	if s.Phase == g.phase {
 		p := pausedScreen{Step: s, Number: g.number(s), Done: completed(state), Of: len(g.m.Sequence()), Pace: g.pace(e)}
 		if a != nil {
-			p.Action = a.Name
+			p.Next = a.Target.String() + ": " + a.Summary
 		}
 		p.Condition, _ = steps.Condition(state)
 		fmt.Fprintf(g.out, "\n%s", p)
@@ -72,6 +73,12 @@ func (g *guide) Pause(ctx context.Context, s runner.Step, a *runner.Action) erro
 		goOn = "continue"
 	}
 	fmt.Fprintf(g.out, "\n%s", p)
+	if _, down := steps.Condition(state); down && g.phase != "" {
+		// Who agreed to the downtime is not to be waited for in it.
+		fmt.Fprintln(g.out, "It goes on by itself, as the cluster is down; p and Enter pauses.")
+		g.phase = s.Phase
+		return nil
+	}
 	if err := g.choose(ctx, "Enter: "+goOn+"   s: stop here   ?: the actions of this phase", s.Phase); err != nil {
 		return err
 	}

@@ -130,7 +130,7 @@ func TestScreens(t *testing.T) {
 		{"3-rebuild", "gate", "quiesce", "", "", "?\n\n\n\n\n", true, nil},
 		{"3-rebuild-resumed", "gate", "quiesce", "", "", "\n", false, nil},
 		{"3-rebuild-amid", "uninstall", "install", "", "", "\n", false, nil},
-		{"4-restore", "install", "volumes", "", "", "\n", true, nil},
+		{"4-restore", "install", "volumes", "", "", "", true, nil},
 		{"4-restore-resumed", "start", "secrets", "", "", "s\n", false, errStopped},
 		{"5-dual-stack", "platform", "services", "", "", "S \n", true, errStopped},
 		{"6-prove", "services", "verify", "", "", "", true, errStopped},
@@ -150,7 +150,7 @@ func TestScreens(t *testing.T) {
 			}
 			var a *runner.Action
 			if tc.action != "" {
-				g.phase, a = s.Phase, &runner.Action{Name: tc.action}
+				g.phase, a = s.Phase, &runner.Action{Name: tc.action, Target: runner.Target{Kind: runner.Host, Name: "dedi"}, Summary: "Run K3s's uninstall script: it deletes binary, configuration, datastore and local-path volumes"}
 				require.False(t, g.Wants(s, a))
 			}
 			if strings.HasPrefix(tc.name, "paused") {

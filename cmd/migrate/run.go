@@ -25,8 +25,8 @@ interrupted or cut off is continued by the same command. It asks once, before
 the downtime, when the backup set is complete and proven; --yes answers.
 
 On a terminal, and without --yes, it takes you through: a screen before each phase
-says what happens and why. Meanwhile p and Enter pauses it when what is under way
-has ended. Stopped at a screen or in a pause it ends with status 0, as with --until.
+says what happens and why, and waits, but not in the downtime. Meanwhile p and Enter
+pauses it when what is under way has ended. Stopped at a screen or in a pause it ends with status 0, as with --until.
 
 With FILE, which 'migrate plan --out FILE' saved, it does what that plan showed: it
 looks anew at first, and refuses, with the differences, when plan, host or cluster

@@ -60,7 +60,7 @@ func (p phaseScreen) String() string {
 type pausedScreen struct {
 	Step      runner.Step
 	Number    int
-	Action    string // the one that is next; "" before the step's first
+	Next      string // what the action does that is next; "" before a step
 	Done, Of  int
 	Condition string
 	Pace      string
@@ -68,12 +68,15 @@ type pausedScreen struct {
 
 func (p pausedScreen) String() string {
 	var b strings.Builder
-	before := ""
-	if p.Action != "" {
-		before = "action " + p.Action + " of "
+	where := "before"
+	if p.Next != "" {
+		where = "in"
 	}
-	wrap(&b, "PAUSED before ", fmt.Sprintf("%sstep %d, %s: %s", before, p.Number, p.Step.Name, p.Step.Title))
+	wrap(&b, "PAUSED ", fmt.Sprintf("%s step %d, %s: %s", where, p.Number, p.Step.Name, p.Step.Title))
 	b.WriteString("\n")
+	if p.Next != "" {
+		wrap(&b, fmt.Sprintf("%-12s ", "Next"), p.Next)
+	}
 	wrap(&b, fmt.Sprintf("%-12s ", "The cluster"), p.Condition)
 	wrap(&b, fmt.Sprintf("%-12s ", "The run"), fmt.Sprintf("%d of %d steps are done; %s. It keeps its connection and its locks in the pause. Stopped here, it is continued by the same command.", p.Done, p.Of, p.Pace))
 	b.WriteString("\n")
