@@ -129,7 +129,7 @@ touch /etc/systemd/system/k3s-old.service`)
 		assert.Contains(t, details[id], part, id)
 	}
 	assert.Contains(t, details["host.mounts"], "/var/lib/rancher/k3s/storage/disk")
-	others(t, details, slices.Collect(maps.Keys(together)))
+	others(t, details, append(slices.Collect(maps.Keys(together)), "node.ready")) // the second is none
 
 	// What would lose data is not waived; the rest is, and the run says so.
 	r = migrate(t, "check", "-f", file, "--waive", "host.mounts=why not")

@@ -495,6 +495,27 @@ func TestChecks(t *testing.T) {
 	}
 }
 
+// Firewalls as they were read on real hosts, before and after what the remedy says.
+func TestFirewallsOfRealHosts(t *testing.T) {
+	for name, want := range map[string]string{
+		"ufw": "ufw is active and allows nothing from the pods' range", "ufw-allowed": "",
+		"firewalld": "its zone trusted does not have the pods' range", "firewalld-trusted": "",
+	} {
+		data, err := os.ReadFile("../survey/testdata/firewall/" + name + ".golden")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := sound()
+		if err := json.Unmarshal(data, &s.facts.Host.Firewall); err != nil {
+			t.Fatal(err)
+		}
+		found := show(Check(s.plan, s.facts, s.laptop))
+		if (want == "") != (found == "") || !strings.Contains(found, want) {
+			t.Errorf("%s:\n%s", name, found)
+		}
+	}
+}
+
 // Each check is triggered above, and has a rule.
 func TestEveryCheckIsTriggered(t *testing.T) {
 	known := map[string]bool{DriftID: true} // see TestDrift
