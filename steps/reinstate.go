@@ -192,7 +192,8 @@ func (m *Migration) artifactSizes() map[string]int64 {
 	if !m.hasSet() {
 		return sizes
 	}
-	set, err := m.Set()
+	// To look only: a run may be writing to the set, and no key is needed.
+	set, err := backup.Open(m.SetDir(), nil, nil)
 	if err != nil {
 		return sizes // whoever needs the set will say what is wrong with it
 	}
