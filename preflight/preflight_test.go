@@ -506,6 +506,7 @@ func TestFirewallsOfRealHosts(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := sound()
+		s.facts.Host.Firewall = survey.Firewall{}
 		if err := json.Unmarshal(data, &s.facts.Host.Firewall); err != nil {
 			t.Fatal(err)
 		}
