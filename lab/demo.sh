@@ -75,7 +75,7 @@ grep '"secret/data/sentinel' "$work/secrets.after"
 cmp "$work/secrets" "$work/secrets.after"
 echo "  all $(wc -l <"$work/secrets.after") answers are the same as before"
 
-say "How long they were away"
+say "How long they were away, measured past migrate"
 for target in API web; do
 	# 000: nothing answered; 502, 503: the proxy has no backend yet. The API
 	# answers 401 to strangers, which is an answer.
