@@ -225,6 +225,7 @@ func TestInitSaysWhatItCannotFindOut(t *testing.T) {
 	require.NoError(t, os.WriteFile(broken, []byte(brokenAPIs), 0o600))
 	t.Run("half of the cluster is dead", func(t *testing.T) {
 		l.kubectl(t, "apply", "-f", broken)
+		l.kubectl(t, "wait", "--for=condition=Available=False", "--timeout=30s", "apiservice/v1.cert-manager.io")
 		defer l.kubectl(t, "delete", "-f", broken)
 		_, plan := proposed(t, l)
 		squeezed := strings.Join(strings.Fields(plan), " ")
