@@ -347,7 +347,7 @@ func TestMigration(t *testing.T) {
 	t.Run("the report tells of it", func(t *testing.T) {
 		html, markdown := reported(t, l, file)
 		reportedSums(t, file, html)
-		addresses := l.kubectl(t, "get", "services", "-n", "data", "-o", `jsonpath={range .items[*]}{.spec.clusterIPs[1]} {end}`)
+		addresses := l.kubectl(t, "get", "services", "-n", "media", "-o", `jsonpath={range .items[*]}{.spec.clusterIPs[1]} {end}`)
 		for _, want := range append(strings.Fields(addresses), "is dual-stack.", l.Host.IPv4+", "+l.Host.IPv6, "fd42:", "✕ failed", "--to protect", "raft-snapshot") {
 			assert.True(t, strings.Contains(html, want), want)
 			assert.True(t, strings.Contains(markdown, want), want)

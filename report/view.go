@@ -218,7 +218,7 @@ func (v *view) figures(working time.Duration) {
 	const most = 3 // targets; the table has all
 	var names []string
 	for _, l := range v.Lanes {
-		if !slices.Contains(names, l.Name) {
+		if !l.Since.IsZero() && !slices.Contains(names, l.Name) {
 			names = append(names, l.Name)
 		}
 	}
@@ -241,8 +241,6 @@ func (v *view) figures(working time.Duration) {
 			if worst.AtLeast {
 				value = "≥ " + value
 			}
-		} else if worst.Since.IsZero() {
-			value = "—"
 		}
 		add(value, short(name)+" away", strings.Join(notes, " · "))
 	}

@@ -295,8 +295,8 @@ func (d *document) changes() {
 		c.Rows = append(c.Rows, report.Change{What: what, Before: before, After: after})
 	}
 	for _, n := range facts.Cluster.Nodes {
-		add(&addresses, "Node "+n.Name, strings.Join(n.InternalIPs, ", "), after(verify.NodeAddresses, n.Name, strings.Join(d.nodeIPs(), ", ")))
-		add(&addresses, "Pods on "+n.Name, strings.Join(n.PodCIDRs, ", "), after(verify.NodePodCIDRs, n.Name, "of "+strings.Join(spec.Network.ClusterCIDR, ", ")))
+		add(&addresses, "Node "+n.Name, strings.Join(n.InternalIPs, ", "), after(verify.NodeAddresses, "node "+n.Name, strings.Join(d.nodeIPs(), ", ")))
+		add(&addresses, "Pods on "+n.Name, strings.Join(n.PodCIDRs, ", "), after(verify.NodePodCIDRs, "node "+n.Name, "of "+strings.Join(spec.Network.ClusterCIDR, ", ")))
 	}
 	ranges := after(verify.ServiceCIDRs, "", strings.Join(spec.Network.ServiceCIDR, ", "))
 	if ranges == "" || ranges == "—" {

@@ -169,8 +169,8 @@ func TestDocumentStopped(t *testing.T) {
 func TestDocumentVerification(t *testing.T) {
 	m := atHome(t)
 	v := verify.Report{Want: verify.DualStack, Passed: true, Checks: []verify.Check{
-		{ID: verify.NodePodCIDRs, Target: "dedi", Family: verify.IPv4, Status: verify.Pass, Detail: "10.42.0.0/24"},
-		{ID: verify.NodePodCIDRs, Target: "dedi", Family: verify.IPv6, Status: verify.Pass, Detail: "fd42::/64"},
+		{ID: verify.NodePodCIDRs, Target: "node dedi", Family: verify.IPv4, Status: verify.Pass, Detail: "10.42.0.0/24"},
+		{ID: verify.NodePodCIDRs, Target: "node dedi", Family: verify.IPv6, Status: verify.Pass, Detail: "fd42::/64"},
 		{ID: verify.ServiceClusterIPs, Target: "data/db", Family: verify.IPv6, Status: verify.Pass, Detail: "fd43::1f3"},
 	}}
 	require.NoError(t, m.keep(reportFile, v))
