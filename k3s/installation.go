@@ -54,6 +54,7 @@ type Installation struct {
 	Config    []string           `json:"config"`               // configuration files that exist
 	Settings  map[string]Setting `json:"settings"`             // in force, secrets left out
 	DataDir   string             `json:"dataDir"`
+	Mounts    []Mount            `json:"mounts,omitempty"` // that K3s is on
 	Datastore Datastore          `json:"datastore"`
 	Killall   string             `json:"killall"`
 	Uninstall string             `json:"uninstall"`
@@ -62,6 +63,9 @@ type Installation struct {
 	AgentFiles []string `json:"agentFiles,omitempty"`
 	Manifests  []string `json:"manifests,omitempty"` // the admin's own files in server/manifests
 }
+
+// DefaultDataDir is where a server keeps its data unless it is told otherwise.
+const DefaultDataDir = "/var/lib/rancher/k3s"
 
 // NotFoundError says that the host has no K3s.
 type NotFoundError struct{ Host string }
@@ -171,7 +175,7 @@ func Read(ctx context.Context, h *remote.Host) (*Installation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.Name(), err)
 	}
-	in.DataDir = "/var/lib/rancher/k3s"
+	in.DataDir = DefaultDataDir
 	if v := settings["data-dir"].Values; len(v) == 1 && v[0] != "" {
 		in.DataDir = v[0]
 	}
@@ -193,6 +197,9 @@ func Read(ctx context.Context, h *remote.Host) (*Installation, error) {
 		in.Version = f[2]
 	} else {
 		return nil, fmt.Errorf("host %s: %s --version answers %q: not K3s", h.Name(), in.Binary, in.VersionText)
+	}
+	if err := in.readMounts(ctx, h); err != nil {
+		return nil, err
 	}
 	return in, in.readFiles(ctx, h)
 }

@@ -34,7 +34,7 @@ const shims = `shims() {
 // [Grace] for databases to close; then K3s's own killall. Stopping the unit
 // alone leaves containers running and writing (KillMode=process). The unit is
 // disabled, or a reboot of the host would start it again; the install enables it.
-// It may run any number of times.
+// It may run any number of times, and may leave [Installation.Mounts] unmounted.
 func (i *Installation) Quiesce() string {
 	return fmt.Sprintf(shims+`systemctl disable -q %[1]s
 systemctl stop %[1]s
@@ -49,12 +49,20 @@ pids=$(mains)
 [ -n "$pids" ] && kill -TERM $pids 2>/dev/null
 waited=0
 while [ -n "$(mains)" ] && [ "$waited" -lt %[2]d ]; do sleep 1; waited=$((waited+1)); done
-%[3]s >/dev/null 2>&1
+K3S_DATA_DIR=%[3]s %[4]s >/dev/null 2>&1
 if systemctl is-active --quiet %[1]s; then echo "K3s is still active" >&2; exit 1; fi
 left=$(mains)
 if [ -n "$left" ]; then echo "containers still run: processes" $left >&2; exit 1; fi
 sync`,
-		remote.Quote(i.UnitName()), int(Grace.Seconds()), remote.Quote(i.Killall))
+		remote.Quote(i.UnitName()), int(Grace.Seconds()), remote.Quote(i.DataDir), remote.Quote(i.Killall))
+}
+
+// KillallCommand is K3s's killall script as a person would call it.
+func (i *Installation) KillallCommand() string {
+	if path.Clean(i.DataDir) == DefaultDataDir {
+		return remote.Quote(i.Killall)
+	}
+	return "K3S_DATA_DIR=" + remote.Quote(i.DataDir, i.Killall)
 }
 
 // Quiesced tells whether neither the server nor any of its containers runs.
@@ -69,10 +77,10 @@ func (i *Installation) Quiesced(ctx context.Context, h *remote.Host) (bool, erro
 // UnitName is the systemd unit without its suffix.
 func (i *Installation) UnitName() string { return strings.TrimSuffix(path.Base(i.Unit), ".service") }
 
-// UninstallJob is the script that removes K3s. It refuses while something
-// foreign is mounted where the uninstall script deletes (below /var/lib/kubelet
-// it erases a mounted share's files; the data directory is recursed into, mounts
-// included). K3S_DATA_DIR is given because the script honours it and not the
+// UninstallJob is the script that removes K3s. It unmounts the volumes' own file
+// system, which keeps them, and refuses while something else is mounted where the
+// uninstall script deletes (below /var/lib/kubelet it erases a mounted share's files;
+// the data directory is recursed into, mounts included). K3S_DATA_DIR is given because the script honours it and not the
 // configuration's data-dir (k3s #8740).
 func (i *Installation) UninstallJob() string {
 	return i.uninstallJob("/var/lib/kubelet", "/proc/self/mounts")
@@ -82,7 +90,12 @@ func (i *Installation) UninstallJob() string {
 // with where they lead: both are often symbolic links to a larger disk. In
 // /proc/self/mounts white space and backslashes are written in octal.
 func (i *Installation) uninstallJob(kubelet, mounts string) string {
-	return fmt.Sprintf(`mounts=$(for dir in %[1]s; do
+	unmount := ""
+	for _, p := range i.Apart() {
+		unmount += fmt.Sprintf("if mountpoint -q %[1]s; then umount -- %[1]s || { echo %[2]s >&2; exit 32; }; fi\n", remote.Quote(p),
+			remote.Quote(p+" could not be unmounted; nothing was removed: see who uses it (`fuser -vm "+p+"`), then run again"))
+	}
+	return unmount + fmt.Sprintf(`mounts=$(for dir in %[1]s; do
   for path in "$dir" "$(readlink -f -- "$dir" || printf %%s "$dir")"; do
     below=$(printf '%%s/' "$path" | sed -e 's/\\/\\134/g' -e 's/ /\\040/g' -e 's/\t/\\011/g') \
       awk 'index($2, ENVIRON["below"]) == 1 && $3 !~ /^(tmpfs|overlay|proc|nsfs)$/ { print $2 " " $3 }' %[2]s || echo unknown

@@ -19,6 +19,7 @@ func odd() *Installation {
 	return &Installation{
 		Role: Server, Binary: "/opt/it's k3s/bin/k3s", Unit: "/etc/systemd/system/k3s.service",
 		DataDir: `/srv/k3s data/$(touch x)/a;b "c" \d`, Killall: "/opt/it's k3s/bin/k3s-killall.sh", Uninstall: "/opt/it's k3s/bin/k3s-uninstall.sh",
+		Mounts: []Mount{{Path: "/srv/k3s data/it's", Apart: true}},
 	}
 }
 
@@ -145,6 +146,41 @@ printf %s "$K3S_DATA_DIR" >"$(dirname "$0")/ran"`)
 			want := "mounted where the uninstall deletes: " + own(strings.Join(tc.refused, "\n")) + "\nunmount it first; nothing was removed\n"
 			if d := cmp.Diff(want, stderr); d != "" {
 				t.Error(d)
+			}
+		})
+	}
+}
+
+// The volumes' own file system is unmounted before the uninstall script runs, and where
+// that fails it does not run.
+func TestUninstallUnmountsTheVolumes(t *testing.T) {
+	for _, tc := range []struct {
+		name, mountpoint, umount string
+		code                     int
+		did                      string
+	}{
+		{"mounted", "exit 0", "exit 0", 0, "unmounted uninstalled"},
+		{"not mounted", "exit 1", "exit 0", 0, "uninstalled"},
+		{"in use", "exit 0", "exit 32", 32, "unmounted"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			root := t.TempDir()
+			in := &Installation{
+				Binary: root + "/k3s", Unit: root + "/k3s.service", DataDir: root + "/data", Uninstall: root + "/uninstall",
+				Mounts: []Mount{{Path: root, Data: true}, {Path: root + "/it's storage", Apart: true}},
+			}
+			file(t, in.Uninstall, "#!/bin/sh\nprintf ' uninstalled' >>did")
+			file(t, root+"/bin/mountpoint", "#!/bin/sh\n[ \"$*\" = \"-q $PWD/it's storage\" ] || exit 9\n"+tc.mountpoint)
+			file(t, root+"/bin/umount", "#!/bin/sh\n[ \"$*\" = \"-- $PWD/it's storage\" ] || exit 9\nprintf ' unmounted' >>did\n"+tc.umount)
+			file(t, root+"/bin/sync", "#!/bin/sh\n")
+			file(t, root+"/mounts", "")
+			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts"))
+			did, _ := os.ReadFile(root + "/did")
+			if code != tc.code || strings.TrimSpace(string(did)) != tc.did {
+				t.Errorf("exit status %d, did %q\n%s", code, did, stderr)
+			}
+			if tc.code != 0 && !strings.Contains(stderr, "it's storage could not be unmounted; nothing was removed") {
+				t.Error(stderr)
 			}
 		})
 	}

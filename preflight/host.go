@@ -24,11 +24,27 @@ func note(id, remedy, detail string, args ...any) []Finding {
 
 // mounts: what is mounted where K3s's scripts delete.
 func mounts(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
+	for _, m := range f.K3s.Mounts {
+		unmounted := slices.ContainsFunc(f.Host.Disk.Unmounts, func(prefix string) bool { return strings.HasPrefix(m.Path, prefix) })
+		switch {
+		case m.Data && unmounted:
+			out = append(out, inhibit("host.mounts", newScripts,
+				"%s has the data directory, and %s unmounts it: the uninstall would leave the old datastore", m, f.K3s.Killall)...)
+		case m.Apart:
+			out = append(out, note("host.mounts", "nothing to do; by hand, `umount "+m.Path+"` comes before the uninstall script",
+				"the volumes are on %s: migrate unmounts it before the uninstall, which would empty it, and mounts it again with what it has", m)...)
+		}
+	}
 	for _, m := range f.Host.Disk.Mounts {
 		at := path.Clean(m.Path)
 		unmounted := slices.ContainsFunc(f.Host.Disk.Unmounts, func(prefix string) bool { return strings.HasPrefix(at, prefix) })
 		if at == path.Clean(f.K3s.DataDir) && !unmounted {
 			continue // the directory itself stays mounted, and is emptied as any other
+		}
+		if at == path.Clean(f.K3s.Storage()) {
+			out = append(out, inhibit("host.mounts", "give it one entry in /etc/fstab without x-systemd.automount, then `systemctl daemon-reload` and `systemctl start \"$(systemd-escape --path --suffix=mount "+at+")\"`",
+				"%s is a mount point (%s, %s) that systemd cannot simply mount again", at, m.Type, m.Source)...)
+			continue
 		}
 		remedy := "stop what uses it, `umount " + at + "` and take it out of /etc/fstab until the migration is over"
 		if below(at, f.K3s.DataDir) {
@@ -39,16 +55,19 @@ func mounts(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	return out
 }
 
+// newScripts makes K3s's scripts those of a newer release.
+const newScripts = "let the install script of a newer release write its scripts anew: INSTALL_K3S_SKIP_DOWNLOAD=true INSTALL_K3S_SKIP_START=true"
+
 // dataDir: the uninstall script goes by its environment and not by the
 // configuration.
 func dataDir(_ *plans.Plan, f *survey.Facts, _ Laptop) []Finding {
-	const usual = "/var/lib/rancher/k3s"
+	const usual = k3s.DefaultDataDir
 	if path.Clean(f.K3s.DataDir) == usual {
 		return nil
 	}
 	if f.Host.Disk.DefaultDataOnly {
-		return inhibit("k3s.datadir", "let the install script of a newer release write its scripts anew: INSTALL_K3S_SKIP_DOWNLOAD=true INSTALL_K3S_SKIP_START=true",
-			"the data directory is %s, and %s knows %s alone: it would leave the old datastore", f.K3s.DataDir, f.K3s.Uninstall, usual)
+		return inhibit("k3s.datadir", newScripts,
+			"the data directory is %s, and %s or %s knows %s alone: they would leave containers and the old datastore", f.K3s.DataDir, f.K3s.Killall, f.K3s.Uninstall, usual)
 	}
 	return note("k3s.datadir", "nothing to do; whoever uninstalls by hand gives it: `K3S_DATA_DIR="+f.K3s.DataDir+" "+f.K3s.Uninstall+"`",
 		"the data directory is %s (%s): migrate gives it to the uninstall script, which would not find it by itself", f.K3s.DataDir, f.K3s.Settings["data-dir"].Source)

@@ -212,6 +212,18 @@ var triggers = []struct {
 		s.facts.Host.Disk.Mounts = []survey.Mount{{Path: "/var/lib/rancher/k3s", Type: "ext4", Source: "/dev/sdb1"}}
 		s.facts.Host.Disk.Unmounts = []string{"/var/lib/rancher/k3s"}
 	}, []string{"host.mounts"}},
+	{"the volumes' file system, which systemd can mount again", func(s *subject) {
+		s.facts.K3s.Mounts = []k3s.Mount{{Path: "/var/lib/rancher/k3s/storage", Type: "ext4", Source: "/dev/sdb1", Apart: true}}
+		s.facts.Host.Disk.Unmounts = []string{"/run/k3s", "/var/lib/rancher/k3s"}
+	}, []string{"host.mounts"}},
+	{"the data directory's file system, and killall unmounts it", func(s *subject) {
+		s.facts.K3s.Mounts = []k3s.Mount{{Path: "/var/lib/rancher/k3s", Type: "ext4", Source: "/dev/sdb1", Data: true}}
+		s.facts.Host.Disk.Unmounts = []string{"/run/k3s", "/var/lib/rancher/k3s"}
+	}, []string{"host.mounts"}},
+	{"silent: file systems that nobody unmounts or empties", func(s *subject) {
+		s.facts.K3s.Mounts = []k3s.Mount{{Path: "/var/lib/rancher", Type: "ext4", Source: "/dev/sdb1", Data: true}, {Path: "/var/lib/rancher/k3s", Type: "ext4", Source: "/dev/sdb2", Data: true}, {Path: "/srv", Type: "xfs", Source: "/dev/sdc1"}}
+		s.facts.Host.Disk.Unmounts = []string{"/run/k3s", "/var/lib/kubelet/pods"}
+	}, nil},
 	{"another data directory", func(s *subject) {
 		s.facts.K3s.DataDir = "/srv/k3s"
 		s.facts.K3s.Settings = map[string]k3s.Setting{"data-dir": {Values: []string{"/srv/k3s"}, Source: k3s.SourceFlag}}

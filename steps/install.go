@@ -83,7 +83,7 @@ func (m *Migration) Settings(ctx context.Context) (k3s.Config, []k3s.Change, err
 }
 
 func (m *Migration) putFiles(ctx context.Context) (any, error) {
-	h, set, err := m.hostAndSet(ctx)
+	h, set, err := m.mountedAndSet(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func WithoutSecrets(changes []k3s.Change) []k3s.Change {
 }
 
 func (m *Migration) putIdentity(ctx context.Context) error {
-	h, set, err := m.hostAndSet(ctx)
+	h, set, err := m.mountedAndSet(ctx)
 	if err != nil {
 		return err
 	}
@@ -200,11 +200,7 @@ func (m *Migration) start(context.Context) ([]runner.Action, error) {
 		Name: "start", Target: m.onHost(), Summary: "Start K3s and wait until it is up",
 		Command: m.enable() + "systemctl start " + remote.Quote(in.UnitName()),
 		Run: func(ctx context.Context) (any, error) {
-			h, err := m.Host(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return nil, m.startK3s(ctx, h)
+			return nil, m.startK3s(ctx)
 		},
 	}, {
 		Name: "node", Target: m.onCluster(), Summary: "Wait for the node to be Ready with a podCIDR of each family",
@@ -222,8 +218,13 @@ func (m *Migration) enable() string {
 	return "systemctl enable -q " + remote.Quote(m.Facts.K3s.UnitName()) + " && "
 }
 
-// startK3s enables the server and starts it, and waits until it is up.
-func (m *Migration) startK3s(ctx context.Context, h *remote.Host) error {
+// startK3s enables the server and starts it, and waits until it is up. The file
+// systems that it is on are mounted before.
+func (m *Migration) startK3s(ctx context.Context) error {
+	h, err := m.mounted(ctx)
+	if err != nil {
+		return err
+	}
 	if err := h.Run(ctx, m.enable()+"true"); err != nil {
 		return fmt.Errorf("host %s: enabling K3s: %w", h.Name(), err)
 	}

@@ -38,7 +38,7 @@ func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "stop", Target: m.onHost(),
 		Summary: "Stop K3s, ask containers to end, then kill what is left",
-		Command: "systemctl stop " + in.UnitName() + " && " + in.Killall,
+		Command: "systemctl stop " + in.UnitName() + " && " + in.KillallCommand(),
 		Run: func(ctx context.Context) (any, error) {
 			return nil, m.job(ctx, "quiesce", "Stopping K3s and its containers", in.Quiesce())
 		},
@@ -67,11 +67,7 @@ func (m *Migration) undoQuiesce(context.Context) ([]runner.Action, error) {
 		Summary: "Start K3s as it was, and wait until it is up",
 		Command: m.enable() + "systemctl start " + remote.Quote(in.UnitName()),
 		Run: func(ctx context.Context) (any, error) {
-			h, err := m.Host(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return nil, m.startK3s(ctx, h)
+			return nil, m.startK3s(ctx)
 		},
 	}, {
 		Name: "node again", Target: m.onCluster(), Like: "start/node",
@@ -306,7 +302,7 @@ func (m *Migration) freeze(context.Context) ([]runner.Action, error) {
 
 // stillQuiet is the host, with nothing of K3s running on it: had it been started
 // after it was stopped, by hand for instance, it is stopped again. What it wrote
-// meanwhile is for lastLook to find.
+// meanwhile is for lastLook to find. The file systems that it is on are mounted.
 func (m *Migration) stillQuiet(ctx context.Context) (*remote.Host, error) {
 	h, err := m.Host(ctx)
 	if err != nil {
@@ -315,8 +311,32 @@ func (m *Migration) stillQuiet(ctx context.Context) (*remote.Host, error) {
 	m.quiet.Lock()
 	defer m.quiet.Unlock()
 	quiet, err := m.Facts.K3s.Quiesced(ctx, h)
-	if err != nil || quiet {
-		return h, err
+	if err == nil && !quiet {
+		err = m.job(ctx, "quiesce", "Stopping K3s again", m.Facts.K3s.Quiesce())
 	}
-	return h, m.job(ctx, "quiesce", "Stopping K3s again", m.Facts.K3s.Quiesce())
+	if err != nil {
+		return nil, err
+	}
+	return h, m.Facts.K3s.Mount(ctx, h)
+}
+
+// mounted is the host with the file systems mounted that K3s is on.
+func (m *Migration) mounted(ctx context.Context) (*remote.Host, error) {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.quiet.Lock()
+	defer m.quiet.Unlock()
+	return h, m.Facts.K3s.Mount(ctx, h)
+}
+
+// mountedAndSet are the two ends of a transfer to where K3s is.
+func (m *Migration) mountedAndSet(ctx context.Context) (*remote.Host, *backup.Set, error) {
+	h, err := m.mounted(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	set, err := m.Set()
+	return h, set, err
 }

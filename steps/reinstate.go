@@ -53,11 +53,15 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "stop again", Target: m.onHost(), Like: "quiesce/stop", Alone: true,
 		Summary: "Stop K3s, whichever is there, and its containers",
-		Command: fmt.Sprintf("systemctl disable --now %s; [ ! -x %[2]s ] || %[2]s", remote.Quote(in.UnitName()), remote.Quote(in.Killall)),
+		Command: fmt.Sprintf("systemctl disable --now %s; [ ! -x %s ] || %s", remote.Quote(in.UnitName()), remote.Quote(in.Killall), in.KillallCommand()),
 		Run: m.onceUninstalled(func(context.Context, *remote.Host, *backup.Set) (any, error) {
 			return nil, nil // it is stopped before each of these
 		}),
-	}, {
+	}}
+	actions = append(actions, m.mountAgain(m.onceUninstalled(func(context.Context, *remote.Host, *backup.Set) (any, error) {
+		return nil, nil // so is the file system mounted
+	}))...)
+	actions = append(actions, []runner.Action{{
 		Name: "set aside", Target: m.onHost(), Alone: true,
 		Summary: "Move what is there of K3s's configuration and state to " + aside,
 		Command: fmt.Sprintf(`mkdir -p -m 700 %[1]s && for f in %[2]s; do [ ! -e "$f" ] || mv --backup=numbered "$f" %[1]s/ || exit; done`, remote.Quote(aside), remote.Quote(in.Replaced()...)),
@@ -96,7 +100,7 @@ func (m *Migration) undoUninstall(context.Context) ([]runner.Action, error) {
 			}
 			return nil, restore.Datastore(ctx, h, set, k3sDatabase, in.Database(), m.Progress)
 		}),
-	}}
+	}}...)
 	if len(m.Facts.Host.Strays) > 0 {
 		actions = append(actions, runner.Action{
 			Name: "strays back", Target: m.onHost(), Bytes: size[strays], Alone: true,
@@ -253,9 +257,13 @@ func (m *Migration) haveSet() error {
 
 // onceUninstalled does something only where the uninstall may have deleted, and
 // while nothing of K3s runs: a person may have started it since the action before.
+// The file systems that it is on are mounted then.
 func (m *Migration) onceUninstalled(do func(context.Context, *remote.Host, *backup.Set) (any, error)) func(context.Context) (any, error) {
 	return m.ifUninstalled(func(ctx context.Context, h *remote.Host, set *backup.Set) (any, error) {
 		if err := m.stopAgain(ctx, h); err != nil {
+			return nil, err
+		}
+		if _, err := m.mounted(ctx); err != nil {
 			return nil, err
 		}
 		return do(ctx, h, set)

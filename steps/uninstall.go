@@ -20,6 +20,11 @@ import (
 // uninstall is the point of no return.
 func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
+	summary, unmount := "Run K3s's uninstall script: it deletes binary, configuration, datastore and local-path volumes", ""
+	if apart := in.Apart(); len(apart) > 0 {
+		summary = "Unmount the volumes' file system, which keeps them, and run K3s's uninstall script: it deletes binary, configuration and datastore"
+		unmount = "umount " + remote.Quote(apart...) + " && "
+	}
 	return []runner.Action{{
 		Name: "look", Target: m.onHost(), Alone: true,
 		Summary: "Compare the stopped host with the backup set once more; back up again what differs",
@@ -34,8 +39,8 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 		},
 	}, {
 		Name: "uninstall", Target: m.onHost(), Alone: true,
-		Summary: "Run K3s's uninstall script: it deletes binary, configuration, datastore and local-path volumes",
-		Command: "K3S_DATA_DIR=" + remote.Quote(in.DataDir, in.Uninstall),
+		Summary: summary,
+		Command: unmount + "K3S_DATA_DIR=" + remote.Quote(in.DataDir, in.Uninstall),
 		Run: func(ctx context.Context) (any, error) {
 			h, err := m.Host(ctx)
 			if err != nil {
@@ -163,7 +168,7 @@ func (m *Migration) sameSet(ctx context.Context) error {
 // or the backup set been touched. Where the host has moved, what was taken is
 // taken once more.
 func (m *Migration) lastLook(ctx context.Context) error {
-	h, set, err := m.hostAndSet(ctx)
+	h, set, err := m.mountedAndSet(ctx)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,10 @@ import (
 // the paths that their PersistentVolumes name. Data that the uninstall did not
 // touch is found equal to the set and left alone.
 func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
-	var actions []runner.Action
+	actions := m.mountAgain(func(ctx context.Context) (any, error) {
+		_, err := m.mounted(ctx)
+		return nil, err
+	})
 	for _, v := range m.Facts.Cluster.Volumes {
 		if !v.Copied() {
 			continue
@@ -41,7 +44,7 @@ func (m *Migration) volumes(context.Context) ([]runner.Action, error) {
 			Summary: fmt.Sprintf("Put back what lay in the storage and belongs to no volume (%d)", len(found)),
 			Command: m.IntoSSH("tar -C / -xpf -") + " < strays.tar",
 			Run: func(ctx context.Context) (any, error) {
-				h, set, err := m.hostAndSet(ctx)
+				h, set, err := m.mountedAndSet(ctx)
 				if err != nil {
 					return nil, err
 				}
@@ -58,8 +61,22 @@ func (m *Migration) unarchive(v survey.Volume) string {
 	return into + " < <(cat " + remote.Quote(v.PV+".tar.zst", v.PV+".changes.tar.zst") + ")"
 }
 
+// mountAgain is the action by which the volumes' own file system comes back, where
+// there is one: what it has is found equal to the set and left alone.
+func (m *Migration) mountAgain(run func(context.Context) (any, error)) []runner.Action {
+	if len(m.Facts.K3s.Apart()) == 0 {
+		return nil
+	}
+	return []runner.Action{{
+		Name: "mount", Target: m.onHost(), Alone: true,
+		Summary: "Mount the volumes' file system again, with what it has",
+		Command: m.Facts.K3s.MountCommand(),
+		Run:     run,
+	}}
+}
+
 func (m *Migration) restoreVolume(ctx context.Context, v survey.Volume) error {
-	h, set, err := m.hostAndSet(ctx)
+	h, set, err := m.mountedAndSet(ctx)
 	if err != nil {
 		return err
 	}

@@ -13,15 +13,16 @@ import (
 
 // Disk is what lies where K3s's scripts stop, unmount and delete.
 type Disk struct {
-	// Mounts are file systems of others, at the data directory or below it or the
-	// kubelet's. What the kubelet mounts for pods goes with them and is left out.
+	// Mounts are file systems at the data directory or below it or the kubelet's,
+	// those of [k3s.Installation.Mounts] aside. What the kubelet mounts for pods goes
+	// with them and is left out.
 	Mounts []Mount `json:"mounts,omitempty"`
 	// Unmounts are the path prefixes that k3s-killall.sh unmounts.
 	Unmounts []string `json:"unmounts,omitempty"`
 	// NoToken is set when the server directory has no token file.
 	NoToken bool `json:"noToken,omitempty"`
-	// DefaultDataOnly is set when the uninstall script knows no other data
-	// directory than K3s's default.
+	// DefaultDataOnly is set when the uninstall script or k3s-killall.sh knows no other
+	// data directory than K3s's default.
 	DefaultDataOnly bool `json:"defaultDataOnly,omitempty"`
 	// Variables are those that K3s reads, by the env file that outlives it.
 	Variables map[string][]string `json:"variables,omitempty"`
@@ -47,7 +48,9 @@ data=%[1]s uninstall=%[2]s killall=%[3]s
 for d in ` + kubelet + ` "$data"; do echo "leads=$(readlink -f -- "$d" || echo "$d")"; done
 sed 's/^/mount=/' /proc/self/mounts
 [ -e "$data/server/token" ] || echo "notoken="
-if [ -e "$uninstall" ] && ! grep -q K3S_DATA_DIR "$uninstall"; then echo "default="; fi
+for f in "$uninstall" "$killall"; do
+  if [ -e "$f" ] && ! grep -q K3S_DATA_DIR "$f"; then echo "default="; fi
+done
 [ ! -e "$killall" ] || sed -n "s/^do_unmount_and_remove '\(.*\)'.*/unmounts=\1/p" "$killall"
 for f in /etc/default/k3s /etc/sysconfig/k3s; do
   [ ! -e "$f" ] || sed -n "s#^[[:space:]]*\(export[[:space:]]*\)\{0,1\}\(K3S_[A-Z0-9_]*\|CONTAINERD_[A-Z0-9_]*\)=.*#variable=$f \2#p" "$f"
@@ -61,6 +64,11 @@ func readDisk(ctx context.Context, h *remote.Host, in *k3s.Installation) (Disk, 
 		return Disk{}, fmt.Errorf("host %s: looking at its mounts and at K3s's directories: %w", h.Name(), err)
 	}
 	d := parseDisk(out, in.DataDir)
+	for _, own := range in.Mounts {
+		if at := slices.IndexFunc(d.Mounts, func(m Mount) bool { return m.Path == own.Path && m.Type == own.Type }); at >= 0 {
+			d.Mounts = slices.Delete(d.Mounts, at, at+1)
+		}
+	}
 	within := func(file, dir string) bool { return strings.HasPrefix(path.Clean(file), path.Clean(dir)+"/") }
 	for _, f := range namedFiles(in) {
 		if !slices.Contains(in.AgentFiles, f) && !within(f, in.ServerDir()) && (within(f, in.DataDir) || within(f, kubelet) || within(f, "/run/k3s")) {

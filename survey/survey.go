@@ -5,6 +5,7 @@
 package survey
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -221,10 +222,11 @@ func take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Instal
 }
 
 // Unknown lists the entries of the storage directory that are no volume of the
-// facts and no stray of theirs: an uninstall would delete what nobody backed up.
+// facts and no stray of theirs: an uninstall would delete what nobody backed up. The
+// lost+found of a file system is none as long as it is empty.
 func (f *Facts) Unknown(ctx context.Context, h *remote.Host) ([]string, error) {
 	dir := f.K3s.Storage()
-	out, err := h.Output(ctx, fmt.Sprintf(`[ ! -d %[1]s ] || find %[1]s -mindepth 1 -maxdepth 1 -printf '%%p\n'`, remote.Quote(dir)))
+	out, err := h.Output(ctx, fmt.Sprintf(`[ ! -d %[1]s ] || find %[1]s -mindepth 1 -maxdepth 1 ! \( -name lost+found -empty \) -printf '%%p\n'`, remote.Quote(dir)))
 	if err != nil {
 		return nil, fmt.Errorf("host %s: listing %s: %w", h.Name(), dir, err)
 	}
@@ -253,6 +255,14 @@ func (f *Facts) Moved(now *Facts) (moved []string) {
 	differ("UID of namespace kube-system", f.Cluster.KubeSystemUID, now.Cluster.KubeSystemUID)
 	differ("K3s", f.K3s.Version+" "+f.K3s.BinarySHA256, now.K3s.Version+" "+now.K3s.BinarySHA256)
 	differ("data directory", f.K3s.DataDir, now.K3s.DataDir)
+	on := func(in *k3s.Installation) string {
+		var all []string
+		for _, m := range in.Mounts {
+			all = append(all, m.Identity())
+		}
+		return cmp.Or(strings.Join(all, "; "), "the host's")
+	}
+	differ("file systems that K3s is on", on(f.K3s), on(now.K3s))
 	was, is := map[string]string{}, map[string]string{}
 	for _, v := range f.Cluster.Volumes {
 		was[v.PV] = v.Namespace + "/" + v.Claim + " at " + v.Path
