@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -79,14 +80,79 @@ func adminFiles(t testing.TB, config string, drops map[string]string) []string {
 	return args
 }
 
+// script is a file with it.
+func script(t testing.TB, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "prepare.sh")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	return file
+}
+
+// disk is shell that makes a file system of its own, for fstab or unit to mount at a path.
+func disk(at string) string {
+	return "set -e\ntruncate -s 3G /srv/disk.img\nmkfs.ext4 -q /srv/disk.img\nmkdir -p " + at + "\n"
+}
+
+const mount = "systemctl daemon-reload\nsystemctl start \"$(systemd-escape --path --suffix=mount %[1]s)\"\nmountpoint %[1]s\n"
+
+// fstab has it mounted by an entry of /etc/fstab.
+func fstab(at string) string {
+	return fmt.Sprintf("echo /srv/disk.img %[1]s ext4 loop,nofail 0 2 >>/etc/fstab\n"+mount, at)
+}
+
+// unit has it mounted by a unit of systemd's.
+func unit(at string) string {
+	return fmt.Sprintf(`name=$(systemd-escape --path --suffix=mount %[1]s)
+printf '[Mount]\nWhat=/srv/disk.img\nWhere=%[1]s\nType=ext4\nOptions=loop\n[Install]\nWantedBy=local-fs.target\n' >/etc/systemd/system/"$name"
+systemctl enable -q "$name"
+`+mount, at)
+}
+
+// extraFiles are what an admin lays down beside the configuration.
+const extraFiles = `set -e
+mkdir -p /var/lib/rancher/k3s/server/manifests
+chmod 0700 /var/lib/rancher/k3s/server
+cat >/etc/rancher/k3s/audit.yaml <<'E'
+apiVersion: audit.k8s.io/v1
+kind: Policy
+rules: [{level: None}]
+E
+cat >/var/lib/rancher/k3s/server/psa.yaml <<'E'
+apiVersion: apiserver.config.k8s.io/v1
+kind: AdmissionConfiguration
+plugins:
+- name: PodSecurity
+  configuration:
+    apiVersion: pod-security.admission.config.k8s.io/v1
+    kind: PodSecurityConfiguration
+    defaults: {enforce: privileged, enforce-version: latest}
+    exemptions: {namespaces: [kube-system]}
+E
+chmod 0600 /var/lib/rancher/k3s/server/psa.yaml
+cat >/var/lib/rancher/k3s/server/manifests/ours.yaml <<'E'
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: ours, namespace: default}
+data: {kept: "yes"}
+E
+touch /var/lib/rancher/k3s/server/manifests/metrics-server.yaml.skip
+echo '  unused.example: {endpoint: ["https://mirror.example"]}' >>/etc/rancher/k3s/registries.yaml
+echo K3S_KUBECONFIG_MODE=0640 >/etc/default/k3s
+`
+
 // From a host that nobody has described, however it was installed, to a verified
 // migration; nothing is written by hand but the platform's command.
 func TestInit(t *testing.T) {
+	t.Parallel()
 	for _, way := range []struct {
-		name   string
-		args   []string
-		config string
-		drops  map[string]string
+		name    string
+		args    []string
+		config  string
+		drops   map[string]string
+		prepare string // the host, before the install
+		data    string // data directory, where it is another than K3s's own
+		// same is shell whose output the migration does not change.
+		same string
 		// says are lines of the plan, blanks squeezed.
 		says []string
 	}{
@@ -111,9 +177,56 @@ func TestInit(t *testing.T) {
 			args: []string{"--env", `K3S_TOKEN=it's "$ecret" `, "--env", "K3S_KUBECONFIG_MODE=0640", "--env", "K3S_NODE_NAME=sun"},
 			says: []string{"- name: sun", "# token (secret) /etc/systemd/system/k3s.service.env", "# write-kubeconfig-mode 0640 /etc/systemd/system/k3s.service.env"},
 		},
+		{
+			name:   "data-dir",
+			config: "data-dir: /srv/k3s\n",
+			data:   "/srv/k3s",
+			says:   []string{"# data directory /srv/k3s (/etc/rancher/k3s/config.yaml)"},
+			same:   "ls -A /var/lib/rancher",
+		},
+		{
+			name:    "data-dir-disk", // the data directory is a file system of its own
+			args:    []string{"--install-args", "--data-dir=/srv/disk"},
+			prepare: disk("/srv/disk") + unit("/srv/disk"),
+			data:    "/srv/disk",
+			says:    []string{"# data directory /srv/disk (--data-dir in /etc/systemd/system/k3s.service)"},
+			same:    "findmnt -n -o TARGET,UUID,FSTYPE -M /srv/disk; ls -A /var/lib/rancher",
+		},
+		{
+			name:    "storage-disk", // the volumes are on a file system of their own
+			prepare: disk(storage) + fstab(storage),
+			// Nothing was brought back but what had never gone.
+			same: "findmnt -n -o TARGET,UUID,FSTYPE -M " + storage + "; ls -di " + small + " " + large,
+		},
+		{
+			name: "dns-and-extra-files",
+			config: `cluster-dns: 10.43.0.53
+kube-apiserver-arg:
+  - audit-policy-file=/etc/rancher/k3s/audit.yaml
+  - admission-control-config-file=/var/lib/rancher/k3s/server/psa.yaml
+`,
+			prepare: extraFiles,
+			says: []string{"- '10.43.0.53'", ":ffff::35'", "/etc/rancher/k3s/audit.yaml kube-apiserver-arg audit-policy-file kept and put back",
+				"/var/lib/rancher/k3s/server/psa.yaml kube-apiserver-arg admission-control-config-file kept and put back"},
+			same: `set -e
+cd /var/lib/rancher/k3s/server
+sha256sum psa.yaml manifests/ours.yaml manifests/metrics-server.yaml.skip /etc/rancher/k3s/audit.yaml /etc/rancher/k3s/registries.yaml /etc/default/k3s
+stat -c '%a %n' psa.yaml manifests/ours.yaml /etc/rancher/k3s/registries.yaml /etc/rancher/k3s/k3s.yaml
+k3s kubectl get configmap -n default ours -o jsonpath='{.data}'
+k3s kubectl get service -n kube-system kube-dns -o jsonpath='{.spec.clusterIP}'`,
+		},
 	} {
 		t.Run(way.name, func(t *testing.T) {
-			l := up(t, "e2e-init-"+way.name, append(append([]string{"--store-mib", "1"}, adminFiles(t, way.config, way.drops)...), way.args...)...)
+			t.Parallel()
+			args := append(append([]string{"--store-mib", "1"}, adminFiles(t, way.config, way.drops)...), way.args...)
+			if way.prepare != "" {
+				args = append(args, "--prepare", script(t, way.prepare))
+			}
+			l := up(t, "e2e-init-"+way.name, args...)
+			there := func(script string) string {
+				return l.on(t, strings.Replace(script, "cd /var/lib/rancher/k3s/", "cd "+cmp.Or(way.data, "/var/lib/rancher/k3s")+"/", 1))
+			}
+			same := l.on(t, way.same)
 			file, plan := proposed(t, l)
 			squeezed := strings.Join(strings.Fields(plan), " ")
 			for _, want := range append(way.says, "service: openbao", "- sunbeam.lab # certificate ingress/pingora-tls", "# data/small-store-0 local", "# "+l.Host.IPv6+"/64 eth0 static") {
@@ -128,13 +241,14 @@ func TestInit(t *testing.T) {
 				t.FailNow()
 			}
 
-			files, ca := l.on(t, fingerprint), l.on(t, identity)
+			files, ca := there(fingerprint), there(identity)
 			r := migrate(t, "plan", "-f", file)
 			require.Zero(t, r.code, "%s", r)
 			r = migrate(t, "run", "-f", file, "--yes")
 			require.Zero(t, r.code, "%s", r)
-			assert.Equal(t, files, l.on(t, fingerprint), "volumes")
-			assert.Equal(t, ca, l.on(t, identity), "identity")
+			assert.Equal(t, files, there(fingerprint), "volumes")
+			assert.Equal(t, ca, there(identity), "identity")
+			assert.Equal(t, same, l.on(t, way.same), "what was to stay as it was")
 			r = migrate(t, "verify", "-f", file)
 			assert.Zero(t, r.code, "%s", r)
 		})
