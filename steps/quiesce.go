@@ -21,6 +21,10 @@ import (
 // are, so that the datastore which is kept next starts the same cluster again.
 func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 	in := m.Facts.K3s
+	stop := "systemctl stop " + in.UnitName() + " && " + in.KillallCommand()
+	if len(in.Apart()) > 0 {
+		stop += " && " + in.MountCommand() // some releases' killall unmounts it
+	}
 	return []runner.Action{{
 		Name: "refresh", Target: m.onCluster(),
 		Summary: "See that nothing moved since the survey; export objects, secrets and configuration as they are now" + m.alsoBao(),
@@ -38,7 +42,7 @@ func (m *Migration) quiesce(context.Context) ([]runner.Action, error) {
 	}, {
 		Name: "stop", Target: m.onHost(),
 		Summary: "Stop K3s, ask containers to end, then kill what is left",
-		Command: "systemctl stop " + in.UnitName() + " && " + in.KillallCommand(),
+		Command: stop,
 		Run: func(ctx context.Context) (any, error) {
 			return nil, m.job(ctx, "quiesce", "Stopping K3s and its containers", in.Quiesce())
 		},
