@@ -119,9 +119,15 @@ var mutations = []func([]byte) []byte{
 	func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("\nspec:"), []byte("\n\n# spec:\n\nspec:")) },
 	func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("name: "), []byte("name:   ")) },
 	func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("  ports:"), []byte("  # ports:\n  ports:")) },
-	func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("\nspec:"), []byte("\n#\ttabs\tin a comment\nspec:")) },
-	func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("\n---\n"), []byte("\n--- # kind: Service\n")) },
-	func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("\n---\n"), []byte("\n...\n# between\n---\n")) },
+	func(b []byte) []byte {
+		return bytes.ReplaceAll(b, []byte("\nspec:"), []byte("\n#\ttabs\tin a comment\nspec:"))
+	},
+	func(b []byte) []byte {
+		return bytes.ReplaceAll(b, []byte("\n---\n"), []byte("\n--- # kind: Service\n"))
+	},
+	func(b []byte) []byte {
+		return bytes.ReplaceAll(b, []byte("\n---\n"), []byte("\n...\n# between\n---\n"))
+	},
 }
 
 func checkEdit(t require.TestingT, data []byte) {

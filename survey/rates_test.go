@@ -3,11 +3,14 @@ package survey
 import (
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 // What a command takes by itself is not taken for a slow line, and little is sent to find out.
-func TestRate(t *testing.T) {
+func TestRate(t *testing.T) { synctest.Test(t, testRate) } // its clock goes by what is slept alone
+
+func testRate(t *testing.T) {
 	const perSecond, roundTrip = 1 << 20, 50 * time.Millisecond
 	var sent int64
 	got, err := rate(func(n int64) error {
