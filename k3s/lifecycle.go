@@ -80,31 +80,40 @@ func (i *Installation) UnitName() string { return strings.TrimSuffix(path.Base(i
 // UninstallJob is the script that removes K3s. It unmounts the volumes' own file
 // system, which keeps them, and refuses while something else is mounted where the
 // uninstall script deletes (below /var/lib/kubelet it erases a mounted share's files;
-// the data directory is recursed into, mounts included). K3S_DATA_DIR is given because the script honours it and not the
-// configuration's data-dir (k3s #8740).
-func (i *Installation) UninstallJob() string {
-	return i.uninstallJob("/var/lib/kubelet", "/proc/self/mounts")
+// the data directory is recursed into, mounts included), or while files lie there that a
+// mounted file system has hidden from every backup. Nothing is removed when it refuses:
+// what it unmounted is mounted again, and the shell in refused runs. K3S_DATA_DIR is given
+// because the script honours it and not the configuration's data-dir (k3s #8740).
+func (i *Installation) UninstallJob(refused string) string {
+	return i.uninstallJob("/var/lib/kubelet", "/proc/self/mounts", refused)
 }
 
 // uninstallJob compares the mount points literally with the directories and
 // with where they lead: both are often symbolic links to a larger disk. In
 // /proc/self/mounts white space and backslashes are written in octal.
-func (i *Installation) uninstallJob(kubelet, mounts string) string {
-	unmount := ""
+func (i *Installation) uninstallJob(kubelet, mounts, refused string) string {
+	unmount, remount := "", ""
 	for _, p := range i.Apart() {
-		unmount += fmt.Sprintf("if mountpoint -q %[1]s; then umount -- %[1]s || { echo %[2]s >&2; exit 32; }; fi\n", remote.Quote(p),
-			remote.Quote(p+" could not be unmounted; nothing was removed: see who uses it (`fuser -vm "+p+"`), then run again"))
+		unmount += fmt.Sprintf(`if mountpoint -q %[1]s; then umount -- %[1]s || refuse %[2]s; fi
+if [ -n "$(ls -A -- %[1]s 2>/dev/null)" ]; then refuse %[3]s; fi
+`, remote.Quote(p), remote.Quote(p+" could not be unmounted; nothing was removed: see who uses it (`fuser -vm "+p+"`), then run again"),
+			remote.Quote("files lie in the directory "+p+" itself, hidden while its file system is mounted; nothing was removed: unmount it by hand and move them away, then run again"))
+		remount += "systemctl start -- " + mountUnit(p) + "\n"
 	}
-	return unmount + fmt.Sprintf(`mounts=$(for dir in %[1]s; do
+	return fmt.Sprintf(`refuse() {
+printf '%%s\n' "$1" >&2
+%[6]s%[7]s
+exit 32
+}
+%[8]smounts=$(for dir in %[1]s; do
   for path in "$dir" "$(readlink -f -- "$dir" || printf %%s "$dir")"; do
     below=$(printf '%%s/' "$path" | sed -e 's/\\/\\134/g' -e 's/ /\\040/g' -e 's/\t/\\011/g') \
       awk 'index($2, ENVIRON["below"]) == 1 && $3 !~ /^(tmpfs|overlay|proc|nsfs)$/ { print $2 " " $3 }' %[2]s || echo unknown
   done
 done | sort -u)
 if [ -n "$mounts" ]; then
-  printf '%%s\n' "mounted where the uninstall deletes: $mounts" >&2
-  echo "unmount it first; nothing was removed" >&2
-  exit 32
+  refuse "mounted where the uninstall deletes: $mounts
+unmount it first; nothing was removed"
 fi
 K3S_DATA_DIR=%[3]s %[4]s || exit
 for left in %[5]s; do
@@ -112,7 +121,7 @@ for left in %[5]s; do
 done
 sync`,
 		remote.Quote(kubelet, i.DataDir), remote.Quote(mounts), remote.Quote(i.DataDir), remote.Quote(i.Uninstall),
-		remote.Quote(i.Binary, i.Unit, i.ServerDir()))
+		remote.Quote(i.Binary, i.Unit, i.ServerDir()), remount, refused, unmount)
 }
 
 // Uninstalled tells whether the uninstall has done its work: unit, binary,

@@ -37,7 +37,7 @@ func TestScriptsAreValidShell(t *testing.T) {
 	}
 	for name, in := range map[string]*Installation{"plain": plain(), "odd": odd()} {
 		for kind, script := range map[string]string{
-			"quiesce": in.Quiesce(), "uninstall": in.UninstallJob(), "set aside": in.SetAsideJob("/var/lib/it's/aside"),
+			"quiesce": in.Quiesce(), "uninstall": in.UninstallJob(""), "set aside": in.SetAsideJob("/var/lib/it's/aside"),
 			"keep": in.InstallJob("/var/lib/it's/install.sh", c, ""), "named": in.InstallJob("/x", c, "v1.34.4+k3s1"),
 		} {
 			for _, shell := range []string{"sh", "dash", "bash"} {
@@ -132,7 +132,7 @@ printf %s "$K3S_DATA_DIR" >"$(dirname "$0")/ran"`)
 			file(t, root+"/mounts", own(strings.Join(tc.mounts, "\n")+"\n"))
 			file(t, root+"/bin/sync", "#!/bin/sh\n")
 
-			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts"))
+			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts", ""))
 			if len(tc.refused) == 0 {
 				got, err := os.ReadFile(root + "/ran")
 				if code != 0 || err != nil || string(got) != in.DataDir {
@@ -155,13 +155,15 @@ printf %s "$K3S_DATA_DIR" >"$(dirname "$0")/ran"`)
 // that fails it does not run.
 func TestUninstallUnmountsTheVolumes(t *testing.T) {
 	for _, tc := range []struct {
-		name, mountpoint, umount string
-		code                     int
-		did                      string
+		name, mountpoint, umount, hidden, foreign string
+		code                                      int
+		did, says                                 string
 	}{
-		{"mounted", "exit 0", "exit 0", 0, "unmounted uninstalled"},
-		{"not mounted", "exit 1", "exit 0", 0, "uninstalled"},
-		{"in use", "exit 0", "exit 32", 32, "unmounted"},
+		{"mounted", "exit 0", "exit 0", "", "", 0, "unmounted uninstalled", ""},
+		{"not mounted", "exit 1", "exit 0", "", "", 0, "uninstalled", ""},
+		{"in use", "exit 0", "exit 32", "", "", 32, "unmounted mounted refused", "it's storage could not be unmounted; nothing was removed"},
+		{"it has hidden files", "exit 0", "exit 0", "old", "", 32, "unmounted mounted refused", "it's storage itself, hidden while its file system is mounted; nothing was removed"},
+		{"something else is mounted", "exit 0", "exit 0", "", "nfs", 32, "unmounted mounted refused", "mounted where the uninstall deletes"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			root := t.TempDir()
@@ -173,13 +175,22 @@ func TestUninstallUnmountsTheVolumes(t *testing.T) {
 			file(t, root+"/bin/mountpoint", "#!/bin/sh\n[ \"$*\" = \"-q $PWD/it's storage\" ] || exit 9\n"+tc.mountpoint)
 			file(t, root+"/bin/umount", "#!/bin/sh\n[ \"$*\" = \"-- $PWD/it's storage\" ] || exit 9\nprintf ' unmounted' >>did\n"+tc.umount)
 			file(t, root+"/bin/sync", "#!/bin/sh\n")
-			file(t, root+"/mounts", "")
-			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts"))
+			file(t, root+"/bin/systemctl", "#!/bin/sh\nprintf ' mounted' >>did")
+			file(t, root+"/bin/systemd-escape", "#!/bin/sh\n")
+			if tc.hidden != "" {
+				file(t, root+"/it's storage/"+tc.hidden, "")
+			}
+			table := ""
+			if tc.foreign != "" {
+				table = "nas:/x " + root + "/kubelet/share " + tc.foreign + " rw 0 0\n"
+			}
+			file(t, root+"/mounts", table)
+			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts", "printf ' refused' >>did"))
 			did, _ := os.ReadFile(root + "/did")
 			if code != tc.code || strings.TrimSpace(string(did)) != tc.did {
 				t.Errorf("exit status %d, did %q\n%s", code, did, stderr)
 			}
-			if tc.code != 0 && !strings.Contains(stderr, "it's storage could not be unmounted; nothing was removed") {
+			if !strings.Contains(stderr, tc.says) {
 				t.Error(stderr)
 			}
 		})
@@ -205,7 +216,7 @@ func TestUninstallOutcome(t *testing.T) {
 			if tc.left {
 				file(t, in.ServerDir()+"/token", "x")
 			}
-			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts"))
+			code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/mounts", ""))
 			if code != tc.code || (tc.left && !strings.Contains(stderr, in.ServerDir()+" is still there")) {
 				t.Errorf("exit status %d\n%s", code, stderr)
 			}
@@ -215,7 +226,7 @@ func TestUninstallOutcome(t *testing.T) {
 		root := t.TempDir()
 		in := &Installation{DataDir: root + "/data", Uninstall: root + "/uninstall"}
 		file(t, in.Uninstall, "#!/bin/sh\ntouch ran")
-		if code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/none")); code != 32 || exists(root+"/ran") {
+		if code, _, stderr := sh(t, root, in.uninstallJob(root+"/kubelet", root+"/none", "")); code != 32 || exists(root+"/ran") {
 			t.Errorf("exit status %d\n%s", code, stderr)
 		}
 	})

@@ -52,7 +52,9 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 			if err != nil {
 				return nil, err
 			}
+			refused := "" // what an earlier attempt removed stays noted
 			if !begun {
+				refused = "rm -f " + uninstalling
 				if !m.looked { // an earlier process did, who knows when
 					if err := m.lastLook(ctx); err != nil {
 						return nil, err
@@ -71,7 +73,7 @@ func (m *Migration) uninstall(context.Context) ([]runner.Action, error) {
 			if err := m.putScripts(ctx, h); err != nil {
 				return nil, err
 			}
-			return nil, m.job(ctx, "uninstall", "Uninstalling K3s", in.UninstallJob())
+			return nil, m.job(ctx, "uninstall", "Uninstalling K3s", in.UninstallJob(refused))
 		},
 		Done: func(ctx context.Context) (bool, error) {
 			h, err := m.Host(ctx)
