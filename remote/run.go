@@ -247,7 +247,8 @@ func (c *conn) kill(session *ssh.Session, filter *pidFilter, signal string, exit
 
 // session opens a session channel. A connection that does not answer does not hold the caller past ctx, nor one
 // that ends meanwhile: x/crypto/ssh leaves a channel waiting for good that is opened between its giving up the
-// known ones and its closing the connection (mux.loop, as of v0.58).
+// known ones and its closing the connection (mux.loop, as of v0.58). The goroutines of such a one stay, for some
+// KiB a lost connection at most.
 func (c *conn) session(ctx context.Context) (*ssh.Session, error) {
 	type result struct {
 		session *ssh.Session
