@@ -397,7 +397,7 @@ func (p *performance) action(ctx context.Context, s Step, a Action, d direction)
 		if ctx.Err() != nil {
 			return err // cut off, not failed: the intent stays open
 		}
-		return errors.Join(err, p.record(Record{Event: d.failed, Step: s.Name, Action: a.Name, Took: took, Error: err.Error()}))
+		return errors.Join(err, p.record(Record{Event: d.failed, Step: s.Name, Action: a.Name, Took: took, Error: discreetly(err)}))
 	}
 	done := Record{Event: d.done, Step: s.Name, Action: a.Name, Took: took}
 	if data != nil {

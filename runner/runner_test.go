@@ -476,3 +476,19 @@ func TestPreviewComputesAndRunsNothing(t *testing.T) {
 	golden(t, "preview.json", string(data))
 	want(t, "target", planned[0].Actions[0].Target.String(), "host k3s-1")
 }
+
+type discreet struct{}
+
+func (discreet) Error() string    { return "exit status 1; it printed hunter2" }
+func (discreet) Recorded() string { return "exit status 1" }
+
+func TestWhatADiscreetErrorKeepsOutOfTheJournal(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	steps := []Step{{Name: "up", Actions: list(Action{Name: "all", Run: func(context.Context) (any, error) {
+		return nil, fmt.Errorf("host a: %w; run again", discreet{})
+	}})}}
+	_, err := run(t, path, steps, nil)
+	want(t, "error", err.Error(), "step up, all: host a: exit status 1; it printed hunter2; run again")
+	state, _ := open(t, path).State().ActionState("up", "all")
+	want(t, "journal", state.Error, "host a: exit status 1; run again")
+}

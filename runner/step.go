@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // TargetKind says what sort of thing an action changes or reads.
@@ -53,7 +54,7 @@ type Action struct {
 	// Run performs the action. It returns nil only when the work is complete
 	// and durable. What it returns as data is journaled as JSON with done and
 	// read back by State.Data; neither it nor the error, which is journaled
-	// too, may hold a secret.
+	// too, may hold a secret, but for what a [Discreet] error leaves out.
 	Run func(ctx context.Context) (data any, err error) `json:"-"`
 
 	// Done asks reality whether the action is done. It is called only when
@@ -64,6 +65,23 @@ type Action struct {
 	// later steps need it, leave Done nil or read it back in an action of
 	// its own.
 	Done func(ctx context.Context) (bool, error) `json:"-"`
+}
+
+// Discreet is an error that says more to a person than the journal may keep, such as what
+// a program of the user's printed.
+type Discreet interface {
+	error
+	// Recorded is what the journal keeps instead of Error.
+	Recorded() string
+}
+
+// discreetly is an error's text for the journal.
+func discreetly(err error) string {
+	var d Discreet
+	if !errors.As(err, &d) {
+		return err.Error()
+	}
+	return strings.Replace(err.Error(), d.Error(), d.Recorded(), 1)
 }
 
 // Gate is a place where the run stops until a person agrees.

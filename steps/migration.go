@@ -369,7 +369,7 @@ func (m *Migration) job(ctx context.Context, name, label, script string) error {
 	tail := &lastLines{}
 	err := m.jobTo(ctx, name, label, script, tail)
 	if inVain(err) {
-		return fmt.Errorf("%w; the end of its output:\n%s", err, tail)
+		return &outputError{err: err, output: tail.String()}
 	}
 	return err
 }

@@ -101,8 +101,22 @@ func (m *Migration) platformCommand(ctx context.Context, c *cluster.Client, fiel
 	if err == nil || errors.As(err, &bao) {
 		return err
 	}
-	return fmt.Errorf("%s %q: %w; the end of its output:\n%s\n%s", field, strings.Join(command, " "), err, tail, next)
+	return &outputError{err: fmt.Errorf("%s %q: %w", field, strings.Join(command, " "), err), output: tail.String(), next: next}
 }
+
+// outputError is the failure of a program, with the end of what it printed. That is for the
+// person alone: it may hold anything.
+type outputError struct {
+	err          error
+	output, next string
+}
+
+func (e *outputError) Error() string {
+	return strings.TrimSuffix(fmt.Sprintf("%v; the end of its output:\n%s\n%s", e.err, e.output, e.next), "\n")
+}
+
+func (e *outputError) Recorded() string { return e.err.Error() }
+func (e *outputError) Unwrap() error    { return e.err }
 
 // lendKubeconfig makes the file that commands on the laptop have for their KUBECONFIG lead to c until
 // stop. It holds the cluster's admin credentials: it exists for as long as the command runs.
