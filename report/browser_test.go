@@ -43,9 +43,9 @@ func browser(t *testing.T) context.Context {
 	}
 	path, err := exec.LookPath(name)
 	require.NoError(t, err, "CHROMIUM")
-	// Root has no sandbox, and the page is ours.
-	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	// Root has no sandbox, and the page is ours. On a busy machine the first start takes its time.
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.WSURLReadTimeout(2*time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewExecAllocator(ctx, options...)
 	t.Cleanup(cancel)
