@@ -17,6 +17,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sunbeam.pt/k3s-dualstack/internal/sshtest"
 )
 
 // fault is one thing that is wrong with a host, a cluster or a plan.
@@ -241,12 +243,10 @@ var sites = []site{
 
 // askNames: a name server of the test's own answers the laptop.
 func askNames(t *testing.T, l *lab) {
-	if os.Getuid() != 0 {
-		t.Skip("the name server has to be given to migrate in a mount namespace, which takes root")
-	}
+	sshtest.Root(t) // the name server is given to migrate in a mount namespace
 	if c, err := net.Dial("tcp", "[::1]:80"); err == nil {
 		c.Close()
-		t.Skip("something answers on [::1]:80 here")
+		sshtest.Missing(t, "something answers on [::1]:80 here")
 	}
 	conn, err := net.ListenPacket("udp", "127.9.9.9:53")
 	require.NoError(t, err)

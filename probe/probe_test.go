@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -77,6 +78,25 @@ func read(t *testing.T, path string, targets int) []Availability {
 	require.NoError(t, err)
 	require.Len(t, all, targets)
 	return all
+}
+
+// ending is Close for a watch outside of synctest: the test's end ends it, too.
+func ending(t *testing.T, w *Watcher) func() {
+	end := sync.OnceFunc(w.Close)
+	t.Cleanup(end)
+	return end
+}
+
+// state is what the watch last found out about a target.
+func (w *Watcher) state(i int) State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.states[i]
+}
+
+func await(t *testing.T, w *Watcher, i int, state State) {
+	t.Helper()
+	require.Eventually(t, func() bool { return w.state(i) == state }, time.Minute, 10*time.Millisecond, "target %d is %s", i, state)
 }
 
 // The bubble of synctest ends when every goroutine has: Close leaves none.
@@ -236,12 +256,12 @@ func TestAKilledWatch(t *testing.T) {
 	require.NoError(t, file.Close())
 	assert.Equal(t, before, read(t, path, 2)[0])
 
-	time.Sleep(1100 * time.Millisecond)
 	var site switched
 	site.set(errors.New("off"))
 	w := Watch(t.Context(), path, []Target{site.target("site", IPv4)}, silent(t))
-	time.Sleep(1500 * time.Millisecond)
-	w.Close()
+	end := ending(t, w)
+	await(t, w, 0, Down)
+	end()
 	a := read(t, path, 2)[0]
 	require.Len(t, a.Spans, 3, "%v", a.Spans)
 	assert.Equal(t, before.Spans[0], a.Spans[0])

@@ -17,15 +17,15 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"sunbeam.pt/k3s-dualstack/internal/sshtest"
 )
 
-// listen serves at an address; the test ends where it has no such family.
+// listen serves at an address.
 func listen(t *testing.T, address string, handler http.HandlerFunc) *httptest.Server {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Skip(err)
-	}
+	require.NoError(t, err)
 	s := httptest.NewUnstartedServer(handler)
 	s.Listener.Close()
 	s.Listener = l
@@ -56,6 +56,9 @@ func TestURLFamilies(t *testing.T) {
 func TestURLAnswers(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		t.Run(address, func(t *testing.T) {
+			if address == "[::1]:0" {
+				sshtest.IPv6(t)
+			}
 			s := listen(t, address, func(w http.ResponseWriter, r *http.Request) {
 				switch r.URL.Path {
 				case "/moved":
@@ -76,7 +79,11 @@ func TestURLAnswers(t *testing.T) {
 				targets, err := URL(s.URL + path)
 				require.NoError(t, err)
 				require.Len(t, targets, 1)
-				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				within := 30 * time.Second
+				if path == "/mute" {
+					within = time.Second
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), within)
 				defer cancel()
 				return targets[0].Check(ctx)
 			}
@@ -122,9 +129,12 @@ func TestExplain(t *testing.T) {
 // Servers of both families stop and start again while they are watched; one is not there at first, as a
 // site's IPv6 before the migration.
 func TestWatchURLs(t *testing.T) {
+	sshtest.IPv6(t)
 	var unready atomic.Bool
+	var refused atomic.Int32
 	handler := func(w http.ResponseWriter, _ *http.Request) {
 		if unready.Load() {
+			refused.Add(1)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}
@@ -139,30 +149,37 @@ func TestWatchURLs(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "availability.jsonl")
 	w := Watch(t.Context(), path, targets, silent(t))
-	time.Sleep(1500 * time.Millisecond)
-	away := time.Now()
+	end := ending(t, w)
+	await(t, w, 0, Up)
+	await(t, w, 1, Down)
 	four.Close()
-	time.Sleep(2 * time.Second)
+	await(t, w, 0, Down)
 	unready.Store(true)
 	four = listen(t, four.Listener.Addr().String(), handler)
 	four.Start()
-	time.Sleep(2 * time.Second)
+	// What the first answer meant is noted before the second is asked for.
+	require.Eventually(t, func() bool { return refused.Load() > 1 }, time.Minute, 10*time.Millisecond)
+	assert.NotEqual(t, Up, w.state(0))
 	unready.Store(false)
-	lasted := time.Since(away)
+	await(t, w, 0, Up)
 	listen(t, fmt.Sprintf("[::1]:%d", port), handler).Start()
-	time.Sleep(2500 * time.Millisecond)
-	w.Close()
+	await(t, w, 1, Up)
+	end()
 
 	all := read(t, path, 2)
-	var got []State
-	for _, s := range all[0].Spans {
-		got = append(got, s.State)
+	assert.Equal(t, []State{Up, Down, Up}, order(all[0]), "%v", all[0].Spans)
+	assert.Equal(t, []State{Down, Up}, order(all[1]), "%v", all[1].Spans)
+	assert.Zero(t, all[1].Down, "it was not offered before")
+}
+
+// order are the states one after the other, but for what a machine makes of it that is too busy to look or to answer.
+func order(a Availability) (out []State) {
+	_, mute := judge(context.DeadlineExceeded)
+	for _, s := range a.Spans {
+		slow := s.State == Unknown || s.Why == mute
+		if !slow && (len(out) == 0 || out[len(out)-1] != s.State) {
+			out = append(out, s.State)
+		}
 	}
-	assert.Equal(t, []State{Up, Down, Up}, got, "%v", all[0].Spans)
-	assert.InDelta(t, lasted.Seconds(), all[0].Down.Seconds(), 1.5)
-	assert.WithinDuration(t, away, all[0].First, 1500*time.Millisecond)
-	require.Len(t, all[1].Spans, 2, "%v", all[1].Spans)
-	assert.Equal(t, Down, all[1].Spans[0].State)
-	assert.Zero(t, all[1].Down)
-	assert.WithinDuration(t, away.Add(lasted), all[1].Since, 1500*time.Millisecond)
+	return out
 }

@@ -114,10 +114,8 @@ func TestAPIProbe(t *testing.T) {
 	again := func() { s = startAPI(t, port) }
 	for _, address := range []string{"127.0.0.1", "::1"} {
 		t.Run(address, func(t *testing.T) {
-			if l, err := net.Listen("tcp", net.JoinHostPort(address, "0")); err != nil {
-				t.Skip(err)
-			} else {
-				l.Close()
+			if address == "::1" {
+				sshtest.IPv6(t)
 			}
 			a := &apiProbe{host: host, kubeconfig: kubeconfig, address: net.JoinHostPort(address, fmt.Sprint(port))}
 			check := func() error {

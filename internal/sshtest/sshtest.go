@@ -25,8 +25,18 @@ import (
 	"sunbeam.pt/k3s-dualstack/remote"
 )
 
+// Missing ends the test for want of something on this machine: as a failure
+// where CI=true, else by skipping it.
+func Missing(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
 // Need ends the test when a program is missing that its Debian package pkg
-// has: as a failure where CI=true, else by skipping it.
+// has, as Missing does.
 func Need(t testing.TB, program, pkg string) string {
 	t.Helper()
 	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/sbin") {
@@ -35,24 +45,26 @@ func Need(t testing.TB, program, pkg string) string {
 			return file
 		}
 	}
-	why := fmt.Sprintf("%s is missing; install it with: apt-get install %s", program, pkg)
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
+	Missing(t, fmt.Sprintf("%s is missing; install it with: apt-get install %s", program, pkg))
 	return ""
 }
 
-// Root ends the test where it does not run as root, as Need does.
+// Root ends the test where it does not run as root, as Missing does.
 func Root(t testing.TB) {
 	t.Helper()
-	if os.Getuid() == 0 {
-		return
+	if os.Getuid() != 0 {
+		Missing(t, "this test needs root")
 	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("this test needs root")
+}
+
+// IPv6 ends the test where this machine has no ::1, as Missing does.
+func IPv6(t testing.TB) {
+	t.Helper()
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		Missing(t, fmt.Sprintf("this test needs IPv6: %v", err))
 	}
-	t.Skip("this test needs root")
+	l.Close()
 }
 
 // Start starts a server, which ends with the test, and returns it as a plan names it.
