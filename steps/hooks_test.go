@@ -189,7 +189,7 @@ func TestLaptopHookThatTakesTooLong(t *testing.T) {
 	began := time.Now()
 	err := h.run(t.Context(), t, h.note("work"))
 	require.ErrorContains(t, err, "spec.hooks[0].timeout of 300ms passed")
-	require.Less(t, time.Since(began), 10*time.Second)
+	require.Less(t, time.Since(began), 50*time.Second)
 	require.Empty(t, h.noted(t))
 }
 
@@ -279,7 +279,7 @@ func TestHostHookThatTakesTooLong(t *testing.T) {
 	began := time.Now()
 	err := h.run(t.Context(), t, h.note("work"))
 	require.ErrorContains(t, err, "exit status 124, as when it takes longer than spec.hooks[0].timeout of 300ms")
-	require.Less(t, time.Since(began), 10*time.Second)
+	require.Less(t, time.Since(began), 50*time.Second)
 }
 
 // A hook goes on on the host when the run is cut off; the next run waits for the same one.
@@ -289,7 +289,13 @@ func TestHostHookOutlivesTheRun(t *testing.T) {
 	cut := func() {
 		t.Helper()
 		ctx, cancel := context.WithCancel(t.Context())
-		time.AfterFunc(2*time.Second, cancel)
+		defer cancel()
+		go func() {
+			for h.noted(t) == "" && ctx.Err() == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+			cancel()
+		}()
 		require.ErrorIs(t, h.run(ctx, t, h.note("work")), context.Canceled)
 	}
 	cut()
