@@ -383,25 +383,26 @@ func TestAnswers(t *testing.T) {
 	s := startServer(t, serverOptions{})
 	n := startNetwork(t, s.address())
 	h := s.dialAs(t, s.through(t, n))
-	answers := func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	const patient, brief = 30 * time.Second, 300 * time.Millisecond // brief where nothing is to come
+	answers := func(within time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
 		return h.Answers(ctx)
 	}
-	require.NoError(t, answers())
+	require.NoError(t, answers(patient))
 	n.set(true, false)
-	require.ErrorIs(t, answers(), ErrConnectionLost)
+	require.ErrorIs(t, answers(brief), ErrConnectionLost)
 	n.set(false, false)
 	n.reset()
 	expectTrue(t, func() bool { return !h.current.alive() }, "the connection's end")
-	require.ErrorIs(t, answers(), ErrConnectionLost)
-	require.ErrorIs(t, answers(), ErrConnectionLost, "it does not connect anew")
+	require.ErrorIs(t, answers(patient), ErrConnectionLost)
+	require.ErrorIs(t, answers(patient), ErrConnectionLost, "it does not connect anew")
 	require.NoError(t, h.Run(t.Context(), "true"))
-	require.NoError(t, answers())
+	require.NoError(t, answers(patient))
 
 	h.turn <- struct{}{} // another call is connecting
-	require.ErrorIs(t, answers(), ErrConnectionLost)
+	require.ErrorIs(t, answers(brief), ErrConnectionLost)
 	<-h.turn
 	require.NoError(t, h.Close())
-	require.ErrorIs(t, answers(), ErrConnectionLost)
+	require.ErrorIs(t, answers(patient), ErrConnectionLost)
 }
