@@ -70,7 +70,7 @@ func TestCutOffInEveryStep(t *testing.T) {
 
 	left, seen := troubles, 0
 	ended := 0
-	for deadline := time.Now().Add(20 * time.Minute); ; {
+	for deadline := time.Now().Add(30 * time.Minute); ; {
 		run := start(t, nil, bin("migrate"), "run", "-f", file, "--yes")
 		for !run.over() {
 			require.True(t, time.Now().Before(deadline), "the migration does not end: %s", &run.printed)

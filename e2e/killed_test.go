@@ -39,7 +39,7 @@ func TestKilledAtEveryRecord(t *testing.T) {
 
 	calls := filepath.Join(dir, "calls")
 	before, after := map[string]bool{}, map[string]bool{} // where it was killed
-	for deadline := time.Now().Add(20 * time.Minute); ; {
+	for deadline := time.Now().Add(30 * time.Minute); ; {
 		require.True(t, time.Now().Before(deadline), "the migration does not end; killed %d times", len(before)+len(after))
 		require.NoError(t, os.RemoveAll(calls))
 		// With -D strace is not the parent: the process is migrate.
