@@ -622,6 +622,9 @@ func validateURL(path *field.Path, s string) field.ErrorList {
 	if err != nil || u.Hostname() == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return field.ErrorList{field.Invalid(path, s, "not an absolute URL such as https://example.org/path; http and https are known")}
 	}
+	if u.User != nil {
+		return field.ErrorList{field.Forbidden(path, "a user or password has no place here: a plan is shown and saved in clear; write a URL that needs none")}
+	}
 	return nil
 }
 
