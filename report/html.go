@@ -59,7 +59,7 @@ func (r *Report) JSON(w io.Writer) error {
 	return err
 }
 
-var userinfo = regexp.MustCompile(`://[^/@\s"'<>|]+@`)
+var userinfo = regexp.MustCompile(`://[^\s"'<>|]+@`)
 
 // clean is what all that is written goes through: a password in a URL stays at home.
 func clean(text string) string {

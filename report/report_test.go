@@ -220,6 +220,20 @@ func prose(markdown string) string {
 	return regexp.MustCompile("(?m)(^|[^`\\\\])``?[^`].*?[^`]``?").ReplaceAllString(markdown, "$1")
 }
 
+// Whatever characters a password in a URL has, none of it leaves.
+func TestPasswordsInURLs(t *testing.T) {
+	for _, url := range []string{"https://ana:hunter2@example.org/", "https://ana:p@hunter2@example.org/", "https://ana:p/hunter2@example.org/", "https://hunter2@example.org"} {
+		r := report.Report{Name: "sunbeam", Began: at("10:00:00"), Last: at("10:00:00"), Missing: []string{"get " + url + " \"x@y\""}}
+		html, markdown := render(t, r)
+		var data bytes.Buffer
+		require.NoError(t, r.JSON(&data))
+		for kind, text := range map[string]string{"HTML": html, "Markdown": markdown, "JSON": data.String()} {
+			assert.NotContains(t, text, "hunter2", kind)
+			assert.Contains(t, text, "x@y", kind)
+		}
+	}
+}
+
 func TestNothingHappenedYet(t *testing.T) {
 	r := report.Report{Name: "sunbeam", Began: at("10:00:00"), Last: at("10:00:00"), Steps: []report.Step{step("Look", "survey", "Read", report.StatusToDo)}}
 	html, markdown := render(t, r)
