@@ -135,7 +135,7 @@ func (d *document) steps() {
 		}
 	}
 	for _, s := range append(order, back...) {
-		if d.running {
+		if d.running && s.Back == (d.state.Rollback != nil) {
 			d.stillRunning(s)
 		}
 		if !s.Back || len(s.Actions) > 0 {

@@ -109,6 +109,7 @@ func TestDocumentAttempts(t *testing.T) {
 		undoing("uninstall", "set aside"), undone("uninstall", "set aside", `{"aside":"/var/lib/k3s-dualstack/replaced/1"}`),
 		undoing("uninstall", "volume back pvc-1"), undone("uninstall", "volume back pvc-1", `{"aside":["/data/pvc-1.replaced-1"]}`),
 		runner.Record{Event: runner.Reverted, Step: "uninstall"},
+		undoing("quiesce", "start again"),
 	)
 	r := documentOf(t, m)
 	var statuses []report.Status
@@ -134,6 +135,13 @@ func TestDocumentAttempts(t *testing.T) {
 	defer lock.Release()
 	reached := documentOf(t, m)
 	assert.Equal(t, report.Running, reached.Outcome.Kind)
+	again := stepOf(t, reached, "quiesce", true)
+	assert.Equal(t, report.StatusRunning, again.Status)
+	assert.Equal(t, report.StatusRunning, again.Actions[0].Attempts[0].Status)
+	// What was cut off before the rollback began stays so.
+	before := stepOf(t, reached, "uninstall", false)
+	assert.Equal(t, report.StatusTakenBack, before.Status)
+	assert.Equal(t, report.StatusCut, before.Actions[0].Attempts[1].Status)
 }
 
 func TestDocumentStopped(t *testing.T) {
