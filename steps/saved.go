@@ -291,6 +291,9 @@ func factValues(f *survey.Facts) map[string]string {
 			out[kind+" "+name] = "there"
 		}
 	}
+	for _, mount := range f.K3s.Mounts {
+		out["mount "+mount.Path] = mount.Identity()
+	}
 	for _, n := range f.Cluster.Nodes {
 		out["node "+n.Name] = fmt.Sprintf("%s, %s (%s)", strings.Join(n.InternalIPs, ", "), strings.Join(n.PodCIDRs, ", "), n.UID)
 	}

@@ -68,6 +68,9 @@ func TestFactsThatCount(t *testing.T) {
 		}, []string{"setting disable is new: traefik in /etc/rancher/k3s/config.yaml"}},
 		{"another K3s", func(f *survey.Facts) { f.K3s.Version = "v1.35.0+k3s1" },
 			[]string{"K3s: was v1.34.4+k3s1, SHA-256 00, is v1.35.0+k3s1, SHA-256 00"}},
+		{"storage on a disk of its own", func(f *survey.Facts) {
+			f.K3s.Mounts = append(f.K3s.Mounts, k3s.Mount{Path: "/var/lib/rancher/k3s/storage", Type: "ext4", Source: "/dev/sdb1", UUID: "5e7a", Root: "/", Apart: true})
+		}, []string{"mount /var/lib/rancher/k3s/storage is new: /var/lib/rancher/k3s/storage, / of UUID 5e7a"}},
 		{"another address", func(f *survey.Facts) { f.Cluster.Nodes[0].InternalIPs[0] = "192.0.2.11" },
 			[]string{"addresses of the node: was 192.0.2.10, 2001:db8::10, is 192.0.2.11, 2001:db8::10", "node dedi: was 192.0.2.10, 10.42.0.0/24 (n), is 192.0.2.11, 10.42.0.0/24 (n)"}},
 		{"another machine and cluster", func(f *survey.Facts) { f.Host.MachineID, f.Cluster.KubeSystemUID = "x", "y" },
