@@ -44,14 +44,10 @@ cluster are not contacted.`),
 		defer journal.Close()
 		state := journal.State()
 		if *format == "json" {
-			availability, err := m.Availability()
-			if err != nil {
-				return err
-			}
 			return writeJSON(c.OutOrStdout(), struct {
 				runner.State
 				Availability []probe.Availability `json:"availability,omitempty"`
-			}{state, availability})
+			}{state, availability(c, m)})
 		}
 		w := c.OutOrStdout()
 		if state.Run == "" {
