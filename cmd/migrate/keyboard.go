@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/muesli/cancelreader"
 )
@@ -85,10 +87,18 @@ func (k *keyboard) resume() {
 		defer close(ended)
 		for {
 			line, err := k.line(ctx)
-			if err != nil {
+			switch {
+			case err == nil:
+				k.heard(line)
+			case ctx.Err() != nil || errors.Is(err, io.EOF):
 				return
+			default:
+				// In the background a terminal cannot be read; later it may be again.
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Second):
+				}
 			}
-			k.heard(line)
 		}
 	}()
 	k.hush = func() {

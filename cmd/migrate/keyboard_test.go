@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,6 +72,27 @@ func TestInputThatEnds(t *testing.T) {
 			stop()
 		})
 	}
+}
+
+// A terminal that cannot be read for a while, as from the background, is listened to again.
+func TestReadThatFails(t *testing.T) {
+	heard := make(chan string)
+	stop := typedAt(&failsOnce{Reader: strings.NewReader("p\n")}).listen(func(line string) { heard <- line })
+	require.Equal(t, "p", <-heard)
+	stop()
+}
+
+type failsOnce struct {
+	io.Reader
+	failed bool
+}
+
+func (f *failsOnce) Read(p []byte) (int, error) {
+	if !f.failed {
+		f.failed = true
+		return 0, syscall.EIO
+	}
+	return f.Reader.Read(p)
 }
 
 func file(t *testing.T, name string) *os.File {
