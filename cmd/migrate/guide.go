@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
 )
@@ -113,9 +114,7 @@ func (g *guide) choose(ctx context.Context, menu, phase string) error {
 // answer is a line typed behind a mark. When there is nobody left to type, the run
 // stops: the same command continues it.
 func (g *guide) answer(ctx context.Context) (string, error) {
-	done := g.m.Progress.Question("> ")
-	line, err := g.k.ask(ctx)
-	done()
+	line, err := g.line(ctx)
 	switch {
 	case ctx.Err() != nil:
 		return "", ctx.Err()
@@ -125,6 +124,14 @@ func (g *guide) answer(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("reading the answer: %w", err)
 	}
 	return strings.ToLower(strings.TrimSpace(line)), nil
+}
+
+// line is what is typed behind a mark. Who listens is silent before the mark is seen:
+// nothing of what is typed behind it is theirs.
+func (g *guide) line(ctx context.Context) (string, error) {
+	defer g.k.alone()()
+	defer g.m.Progress.Question("> ")()
+	return g.k.line(ctx)
 }
 
 // page shows lines, a screen at a time.
@@ -233,7 +240,7 @@ func (g *guide) actions(ctx context.Context, phase string) []string {
 			wrap(&b, "  - ", a.Target.String()+": "+a.Summary)
 		}
 	}
-	wrap(&b, "", "Their commands: migrate plan -f "+g.file)
+	wrap(&b, "", "Their commands: migrate plan -f "+remote.Quote(g.file))
 	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
 }
 
@@ -297,9 +304,7 @@ func (g *guide) gate(ctx context.Context, gate runner.Gate) (bool, error) {
 		p.API, p.Workloads = e.APIDowntime, e.Downtime
 	}
 	fmt.Fprintf(g.out, "\n%s", p)
-	done := g.m.Progress.Question("> ")
-	answer, err := g.k.ask(ctx)
-	done()
+	answer, err := g.line(ctx)
 	return agreed(ctx, answer, err, gate)
 }
 
@@ -345,7 +350,7 @@ func (g *guide) stopped(w io.Writer, err error, again string) error {
 	condition, _ := steps.Condition(state)
 	fmt.Fprintf(w, "\nStopped%s, as asked.\n%s\nTo go on: %s\n", where, condition, again)
 	if g.m.WayBack() != "" {
-		fmt.Fprintf(w, "To have the old cluster back instead: migrate rollback -f %s\n", g.file)
+		fmt.Fprintf(w, "To have the old cluster back instead: migrate rollback -f %s\n", remote.Quote(g.file))
 	}
 	return nil
 }

@@ -26,7 +26,6 @@ import (
 // types answers.
 func guided(t *testing.T, answers string, records ...runner.Record) (*guide, *bytes.Buffer) {
 	t.Helper()
-	t.Setenv("TZ", "UTC")
 	data, err := os.ReadFile("testdata/plan.yaml")
 	require.NoError(t, err)
 	plan, err := plans.Decode(data, t.TempDir())
@@ -79,8 +78,9 @@ func step(t *testing.T, m *steps.Migration, name string) runner.Step {
 }
 
 var (
-	dates = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`)
-	times = regexp.MustCompile(`\d\d:\d\d:\d\d`)
+	dates   = regexp.MustCompile(`\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`)
+	times   = regexp.MustCompile(`\d\d:\d\d:\d\d`)
+	elapsed = regexp.MustCompile(`elapsed \d+s`)
 )
 
 // screen holds what was shown against a golden file, and each screen of it against the
@@ -89,6 +89,7 @@ func screen(t *testing.T, name, got, workDir string) {
 	t.Helper()
 	got = strings.ReplaceAll(got, filepath.Dir(workDir), "/home/ana")
 	got = times.ReplaceAllString(dates.ReplaceAllString(got, "2026-03-01 09:00:00"), "09:00:00")
+	got = elapsed.ReplaceAllString(got, "elapsed 0s")
 	got = strings.ReplaceAll(got, "\n> \n", "\n> \f\n")
 	file := filepath.Join("testdata", "screens", name+".golden")
 	if *update {
@@ -162,6 +163,32 @@ func TestScreens(t *testing.T) {
 			screen(t, tc.name, out.String(), g.m.Plan.Spec.WorkDir)
 		})
 	}
+}
+
+// An answer that is typed the moment its mark is seen is nobody else's.
+func TestAnswerTypedAtOnce(t *testing.T) {
+	g, _ := guided(t, "")
+	k, person := typist(t)
+	g.k = k
+	g.m.Progress = progress.New(writerFunc(func(p []byte) {
+		if strings.Contains(string(p), "> ") {
+			_, _ = person.WriteString("Dedi\n")
+			time.Sleep(50 * time.Millisecond) // for who listens, to take it
+		}
+	}), false)
+	defer k.listen(func(line string) { t.Errorf("%q was heard", line) })()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	answer, err := g.answer(ctx)
+	require.NoError(t, err)
+	require.Equal(t, "dedi", answer)
+}
+
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
 }
 
 // An interrupt ends a pause.

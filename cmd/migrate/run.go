@@ -66,9 +66,9 @@ when it notices.`),
 		}
 		defer m.Close()
 		m.Waivers = waivers
-		again := "migrate run -f " + *file
+		again := "migrate run -f " + remote.Quote(*file)
 		if saved != nil {
-			again = "migrate run " + args[0]
+			again = "migrate run " + remote.Quote(args[0])
 		}
 		out := m.Progress.Writer()
 		if *over {
@@ -127,7 +127,7 @@ when it notices.`),
 		default:
 			var back *runner.RollingBackError
 			if errors.As(err, &back) {
-				return fmt.Errorf("%w: migrate rollback -f %s", err, *file)
+				return fmt.Errorf("%w: migrate rollback -f %s", err, remote.Quote(*file))
 			}
 			var step *runner.StepError
 			var unreachable *remote.UnreachableError
@@ -142,9 +142,9 @@ when it notices.`),
 			} else {
 				fmt.Fprintf(w, "\nmigrate: %v\n", err)
 			}
-			fmt.Fprintf(w, "To see where it is: migrate status -f %s\nTo continue: %s\n", *file, again)
+			fmt.Fprintf(w, "To see where it is: migrate status -f %s\nTo continue: %s\n", remote.Quote(*file), again)
 			if m.WayBack() != "" {
-				fmt.Fprintf(w, "To have the old cluster back instead: migrate rollback -f %s\n", *file)
+				fmt.Fprintf(w, "To have the old cluster back instead: migrate rollback -f %s\n", remote.Quote(*file))
 			}
 			return &shownError{err}
 		}
