@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"slices"
 	"strconv"
@@ -184,6 +185,9 @@ func (m *Migration) hostHook(ctx context.Context, i int, step string) error {
 	job := hookJob(state.Run, step, hook.Name)
 	limit := hook.Timeout.Duration
 	script := fmt.Sprintf("exec timeout -k 10 %d %s\n", int(math.Ceil(limit.Seconds())), remote.Quote(hook.Command...))
+	if err := m.settleOther(ctx, job, script); err != nil {
+		return err
+	}
 	err = m.jobTo(ctx, job, "Running hook "+hook.Name, script, m.Output)
 	var exit *remote.ExitError
 	if !errors.As(err, &exit) {
@@ -198,6 +202,23 @@ func (m *Migration) hostHook(ctx context.Context, i int, step string) error {
 		gone = h.ForgetJob(ctx, job)
 	}
 	return errors.Join(fmt.Errorf("%w; %s", err, mendHook), gone)
+}
+
+// settleOther waits for a job of that name with another script, and forgets it: the plan's hook
+// was mended while an earlier attempt went on, which must not be taken for the new one.
+func (m *Migration) settleOther(ctx context.Context, job, script string) error {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	was, err := h.ReadFile(ctx, remote.StateDir+"/jobs/"+job+"/script")
+	if errors.Is(err, fs.ErrNotExist) || err == nil && string(was) == script {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("host %s: looking at job %s of an earlier attempt: %w", h.Name(), job, err)
+	}
+	return m.settle(ctx, h, job)
 }
 
 // hookJob names the job of a hook. It is the run's own: one that an earlier run left does not count.

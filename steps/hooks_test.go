@@ -316,3 +316,22 @@ func TestHostHookOutlivesTheRun(t *testing.T) {
 	require.Equal(t, "begun go ended", h.noted(t))
 	require.ErrorIs(t, h.host(t).WaitJob(t.Context(), hookJob(state.Run, "freeze", "long"), nil), remote.ErrNoJob, "it is forgotten")
 }
+
+// A hook that is mended while an earlier attempt goes on is waited out, and run as it is now.
+func TestHostHookMendedMeanwhile(t *testing.T) {
+	h := hostHooking(t, plans.Hook{Name: "long", Before: "freeze", Command: sh(`cd "$0"; echo old >>log; until [ -e go ]; do sleep 0.05; done`, "")})
+	h.Plan.Spec.Hooks[0].Command[3] = h.dir
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for h.noted(t) == "" && ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel()
+	}()
+	require.ErrorIs(t, h.run(ctx, t, h.note("work")), context.Canceled)
+	h.Plan.Spec.Hooks[0].Command = sh(`cd "$0"; echo new >>log`, h.dir)
+	require.NoError(t, os.WriteFile(filepath.Join(h.dir, "go"), nil, 0o600))
+	require.NoError(t, h.run(t.Context(), t, h.note("work")))
+	require.Equal(t, "old new work", h.noted(t))
+}
