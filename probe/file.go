@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -95,7 +96,9 @@ type Availability struct {
 }
 
 // Read reads what was watched, also while it is still going on; the targets are in the order in
-// which they were first named. A file that does not exist holds nothing. What a crash left of a line is left out.
+// which they were first named. A file that does not exist holds nothing. What a crash left of a line, before another
+// watch begins or at the end, is left out; of the time after any other line that cannot be read nothing is known, for
+// each target until its next record.
 func Read(path string) ([]Availability, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -105,11 +108,24 @@ func Read(path string) ([]Availability, error) {
 		return nil, fmt.Errorf("reading the availability: %w", err)
 	}
 	var t timeline
+	damaged := false // since the record before
 	for line := range bytes.Lines(data) {
 		var r record
-		if json.Unmarshal(line, &r) == nil && !r.Time.IsZero() {
-			t.enter(r)
+		if len(bytes.TrimSpace(line)) == 0 {
+			continue
 		}
+		if json.Unmarshal(line, &r) != nil || !r.whole() {
+			damaged = true
+			continue
+		}
+		if damaged && r.Begin == nil {
+			t.doubt()
+		}
+		damaged = false
+		t.enter(r)
+	}
+	if damaged && len(t.all) == 0 {
+		return nil, fmt.Errorf("reading the availability: no record in %s can be read", path)
 	}
 	t.end()
 	for i := range t.all {
@@ -144,6 +160,20 @@ func (t *timeline) enter(r record) {
 	}
 	if t.last.Before(r.Time) || r.Begin != nil {
 		t.last = r.Time
+	}
+}
+
+// whole tells whether the record is one that a watch writes.
+func (r record) whole() bool {
+	return !r.Time.IsZero() && (r.Target == nil || slices.Contains([]State{Up, Down, Unknown, Absent}, r.State))
+}
+
+// doubt forgets how the targets are, from the last record on.
+func (t *timeline) doubt() {
+	for k, s := range t.open {
+		s.To = t.last
+		t.add(k, s)
+		t.open[k] = Span{From: t.last, State: Unknown, Why: "a record is damaged"}
 	}
 }
 

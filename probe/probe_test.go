@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -325,4 +326,40 @@ func TestReadNothing(t *testing.T) {
 	assert.Empty(t, all)
 	_, err = Read(t.TempDir())
 	assert.ErrorContains(t, err, "reading the availability")
+}
+
+// A line that cannot be read leaves nothing known of what came after it, and is never taken for "up".
+func TestReadDamaged(t *testing.T) {
+	at := func(s int) string {
+		return time.Date(2026, 3, 1, 9, 0, s, 0, time.UTC).Format(time.RFC3339)
+	}
+	const api = `"target":{"name":"API","family":"IPv4"}`
+	path := filepath.Join(t.TempDir(), "availability.jsonl")
+	read := func(lines ...string) ([]Availability, error) {
+		require.NoError(t, os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600))
+		return Read(path)
+	}
+	states := func(a []Availability) (out []string) {
+		for _, s := range a[0].Spans {
+			out = append(out, fmt.Sprintf("%s %ds", s.State, int(s.To.Sub(s.From).Seconds())))
+		}
+		return out
+	}
+	begin := `{"time":"` + at(0) + `","begin":[{"name":"API","family":"IPv4"}]}`
+	up := `{"time":"` + at(1) + `",` + api + `,"state":"up"}`
+	again := `{"time":"` + at(21) + `",` + api + `,"state":"up"}`
+	for name, damaged := range map[string]string{
+		"cut":              `{"time":"` + at(11) + `",` + api + `,"state":"do`,
+		"an unknown state": `{"time":"` + at(11) + `",` + api + `,"state":"dawn"}`,
+		"no time":          `{` + api + `,"state":"down"}`,
+	} {
+		a, err := read(begin, up, `{"time":"`+at(6)+`"}`, damaged, again, `{"time":"`+at(31)+`"}`)
+		require.NoError(t, err, name)
+		require.Equal(t, []string{"up 5s", "unknown 15s", "up 10s"}, states(a), name)
+		a, err = read(begin, up, `{"time":"`+at(6)+`"}`, damaged)
+		require.NoError(t, err, name)
+		require.Equal(t, []string{"up 5s"}, states(a), name, "what a crash left")
+	}
+	_, err := read("nonsense", "{}")
+	require.ErrorContains(t, err, "no record in "+path+" can be read")
 }
