@@ -263,7 +263,11 @@ func (v *view) figures(working time.Duration) {
 				skip++
 			}
 		}
-		add(fmt.Sprintf("%d of %d", pass, pass+fail), "checks passed", fmt.Sprintf("%d skipped", skip))
+		what := "checks passed"
+		if v.Outcome.Kind == RolledBack {
+			what += " before it was taken back"
+		}
+		add(fmt.Sprintf("%d of %d", pass, pass+fail), what, fmt.Sprintf("%d skipped", skip))
 	}
 }
 

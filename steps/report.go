@@ -311,6 +311,7 @@ func (d *document) changes() {
 
 	services := report.Comparison{Title: "Services"}
 	patched := d.patched()
+	policy := string(d.m.Plan.Spec.Services.Policy) // the run's, which may have been mended since the facts
 	for _, s := range facts.Cluster.Services {
 		before := strings.Join(s.ClusterIPs, ", ")
 		if s.Type == "Headless" || s.Type == "ExternalName" || before == "" {
@@ -319,14 +320,14 @@ func (d *document) changes() {
 		if s.Policy != "" {
 			before += " · " + s.Policy
 		}
-		is := "→ " + s.WantPolicy
+		is := "→ " + policy
 		switch {
 		case s.Skip != "":
 			is = "stays: " + s.Skip
 		case seen:
 			is = cmp.Or(after(verify.ServiceClusterIPs, s.String(), ""), after(verify.ServiceEndpoints, s.String(), ""), "not there")
 			if slices.Contains(patched, s.String()) {
-				is += " · " + s.WantPolicy
+				is += " · " + policy
 			}
 		}
 		add(&services, s.String(), before, is)
