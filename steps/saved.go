@@ -6,8 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -59,8 +61,36 @@ func digestOf(v any) string {
 // Digest identifies it in a run's journal.
 func (s *Saved) Digest() string { return digestOf([]string{s.Plan.SHA256, s.Facts.SHA256}) }
 
-// Save keeps the plan with the facts that were taken. What is there is replaced whole.
+// MaySave refuses a file that is there and is no saved plan: above all the plan itself.
+func (m *Migration) MaySave(file string) error {
+	info, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("saving the plan: %w", err)
+	}
+	refuse := func(what string) error {
+		return fmt.Errorf("saving the plan as %s: that is %s, which would be lost: name another file", file, what)
+	}
+	if plan, err := os.Stat(m.Plan.Path()); err == nil && os.SameFile(plan, info) {
+		return refuse("the plan file itself")
+	}
+	if !info.Mode().IsRegular() {
+		return refuse("no regular file")
+	}
+	if _, err := ReadSaved(file); err != nil {
+		return refuse("there already, and no saved plan")
+	}
+	return nil
+}
+
+// Save keeps the plan with the facts that were taken. A saved plan that is there is replaced
+// whole, any other file refused as by [Migration.MaySave].
 func (m *Migration) Save(file string) error {
+	if err := m.MaySave(file); err != nil {
+		return err
+	}
 	data, err := json.MarshalIndent(m.saved(), "", "  ")
 	if err != nil {
 		return err
@@ -104,7 +134,7 @@ func ReadSaved(file string) (*Saved, error) {
 		return nil, fmt.Errorf("reading the saved plan: %w", err)
 	}
 	refuse := func(why string) (*Saved, error) { return nil, &NotSavedError{File: file, Why: why} }
-	const again = "; save it again with `migrate plan --out`"
+	const again = "; save the plan anew, under another name, with `migrate plan --out`"
 	if len(data) > savedLimit {
 		return refuse("it is larger than any is" + again)
 	}

@@ -63,6 +63,11 @@ has neither from the lab.`),
 			return err
 		}
 		defer m.Close()
+		if *out != "" {
+			if err := m.MaySave(*out); err != nil {
+				return usageError{fmt.Errorf("--out: %w", err)}
+			}
+		}
 		p := preview{Name: m.Plan.Metadata.Name}
 		if p.Begun, err = m.Begun(); err != nil {
 			return err
