@@ -518,12 +518,13 @@ func read(data []byte) (*runner.Journal, error) {
 
 // notElsewhere refuses to go on with the journal here, which has the records, where the
 // host's copy shows that the run was carried on from elsewhere, or that another run is
-// to be completed first.
+// to be completed first. Without records a new run is to begin: what is here is of one that
+// is over, whether it was put aside yet or not.
 func (m *Migration) notElsewhere(found *traces, records []runner.Record) error {
 	n := shared(records, found.records)
 	refusal := &ElsewhereError{Host: m.Plan.Server().Name, By: found.setHolder(m.Plan.Spec.WorkDir), Age: found.recordAge}
 	_, err := os.Stat(m.JournalPath() + ".mirrored")
-	mirrored := err == nil // the copy was of our journal once
+	mirrored := err == nil && len(records) > 0 // the copy was of our journal once
 	switch {
 	case found.damaged != nil:
 		if mirrored {
@@ -536,13 +537,16 @@ func (m *Migration) notElsewhere(found *traces, records []runner.Record) error {
 		return refusal
 	case !found.over() && (stopped(found.state) || found.state.Rollback != nil):
 		// The copy may lack the end of a run of ours: a rollback was killed when all
-		// but its mirroring was done, and the journal put aside for a new run.
-		own, err := runner.OpenJournal(m.file("journal." + found.state.Run + ".jsonl"))
-		if err != nil {
-			return err
+		// but its mirroring was done, and the journal is put aside for a new run.
+		for _, file := range []string{m.JournalPath(), m.file("journal." + found.state.Run + ".jsonl")} {
+			own, err := runner.OpenJournal(file)
+			if err != nil {
+				return err
+			}
+			n = max(n, shared(own.Records(), found.records))
+			own.Close()
 		}
-		defer own.Close()
-		if shared(own.Records(), found.records) < len(found.records) {
+		if n < len(found.records) {
 			return refusal
 		}
 	}

@@ -460,6 +460,34 @@ func TestRunWhereAnotherIsToBeContinued(t *testing.T) {
 	assert.Equal(t, contents(t, b.JournalPath()), contents(t, hostJournal), "the copy is of the run that began")
 }
 
+// What is left here of a run that was rolled back is in no new run's way, before it is put
+// aside, too: a saved plan is held to before.
+func TestNotElsewhereAfterARollback(t *testing.T) {
+	ana, bo := two(t)
+	m, j, _, release := begin(t, ana, stopping...)
+	lacking := contents(t, hostJournal)
+	require.NoError(t, j.Append(runner.Record{Event: runner.Rollback, Step: whole}))
+	require.NoError(t, j.Append(runner.Record{Event: runner.RolledBack, Step: whole}))
+	require.NoError(t, release(nil))
+	require.FileExists(t, m.JournalPath()+".mirrored")
+	begun, err := m.Begun()
+	require.NoError(t, err)
+	require.False(t, begun)
+	found, err := m.look(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, m.notElsewhere(found, nil))
+
+	// Nor is it where the copy lacks the rollback's end, as ours has it all.
+	require.NoError(t, os.WriteFile(hostJournal, []byte(lacking), 0o600))
+	found, err = m.look(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, m.notElsewhere(found, nil))
+	b := bo.migration()
+	defer b.Close()
+	var elsewhere *ElsewhereError
+	require.ErrorAs(t, b.notElsewhere(found, nil), &elsewhere)
+}
+
 func TestMirrorHeals(t *testing.T) {
 	ana, _ := two(t)
 	m, j, _, release := begin(t, ana)
