@@ -81,6 +81,18 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+func TestNotAgreed(t *testing.T) {
+	for typed, want := range map[string]string{
+		"":        "Not agreed: there is nobody to answer; --yes agrees beforehand",
+		"other\n": "Not agreed",
+	} {
+		yes, err := ask(t.Context(), strings.NewReader(typed), io.Discard, runner.Gate{Expect: "dedi"})
+		if got := notAgreed(&runner.StepError{Step: "quiesce", Err: err}); yes || got != want || err != nil && exitStatus(err) != exitDeclined {
+			t.Errorf("%q: %v, %v, %q", typed, yes, err, got)
+		}
+	}
+}
+
 // An interrupt while a host does not speak ends the command in good order.
 func TestInterrupt(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -141,7 +141,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 			fmt.Fprintf(w, "\nThe rollback is complete, and the cluster is not as it was: %v, see above. The backup set has what it was: migrate backup list -f %s\n", err, *file)
 			return &shownError{err}
 		case errors.Is(err, runner.ErrDeclined):
-			fmt.Fprintf(w, "\nNot agreed; nothing was changed. To be asked again: %s\n", again)
+			fmt.Fprintf(w, "\n%s; nothing was changed. To be asked again: %s\n", notAgreed(err), again)
 			return &shownError{err}
 		case errors.As(err, &step):
 			if errors.Is(err, context.Canceled) {

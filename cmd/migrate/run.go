@@ -121,7 +121,7 @@ when it notices.`),
 		case errors.Is(err, errStopped):
 			return g.stopped(c.ErrOrStderr(), err, again)
 		case errors.Is(err, runner.ErrDeclined):
-			fmt.Fprintf(c.ErrOrStderr(), "\nNot agreed; the cluster runs as before and the backup set is kept. To be asked again: %s\n", again)
+			fmt.Fprintf(c.ErrOrStderr(), "\n%s; the cluster runs as before and the backup set is kept. To be asked again: %s\n", notAgreed(err), again)
 			return &shownError{err}
 		case inhibited != nil:
 		default:
@@ -206,9 +206,19 @@ func agreed(ctx context.Context, answer string, err error, g runner.Gate) (bool,
 	case ctx.Err() != nil:
 		return false, ctx.Err()
 	case err != nil:
-		return false, fmt.Errorf("%w: there is nobody to answer; --yes agrees beforehand", runner.ErrDeclined)
+		return false, fmt.Errorf("%w: %w", runner.ErrDeclined, errNobody)
 	}
 	return strings.TrimSpace(answer) == g.Expect, nil
+}
+
+var errNobody = errors.New("there is nobody to answer; --yes agrees beforehand")
+
+// notAgreed says why a question ended a run.
+func notAgreed(err error) string {
+	if errors.Is(err, errNobody) {
+		return "Not agreed: " + errNobody.Error()
+	}
+	return "Not agreed"
 }
 
 // watcher prints a run as it goes.
