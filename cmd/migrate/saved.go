@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,14 @@ func readSaved(c *cobra.Command, args []string, file *string) (*steps.Saved, err
 	}
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(s.PlanFile); errors.Is(err, fs.ErrNotExist) {
+		now := "FILE"
+		if c.Flags().Changed("file") {
+			now = remote.Quote(*file)
+		}
+		return nil, usageError{fmt.Errorf("the saved plan %s is of %s, which is not there: put the plan back there, or save it anew from where it is now: migrate plan -f %s --out %s",
+			args[0], s.PlanFile, now, remote.Quote(args[0]))}
 	}
 	if c.Flags().Changed("file") {
 		named, err := filepath.Abs(*file)
