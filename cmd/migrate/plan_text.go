@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/preflight"
@@ -171,12 +172,12 @@ func families(s cluster.ServiceChange) string {
 	return strings.TrimPrefix(s.Policy+", "+strings.Join(names, "+"), ", ")
 }
 
-// takes is about how long a step takes, and what it moves.
+// takes is about how long a step takes, or how long it took, and what it moves.
 func (p preview) takes(step string) string {
 	e := p.Estimate.Steps[step]
 	text := "about " + steps.About(e.Duration)
 	if e.Measured {
-		text = "done in " + steps.About(e.Duration)
+		text = "done in " + e.Duration.Round(100*time.Millisecond).String()
 	}
 	if e.Bytes > 0 {
 		text += ", " + mib(e.Bytes)
