@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/progress"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
@@ -198,6 +199,30 @@ func TestInterruptedPause(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	require.ErrorIs(t, g.Pause(ctx, step(t, g.m, "survey"), nil), context.Canceled)
+}
+
+// What preflight warns of is shown where it has passed, in words that fit.
+func TestWarnings(t *testing.T) {
+	g, out := guided(t, "")
+	g.m.Findings = []preflight.Finding{
+		{ID: "host.kernel", Severity: preflight.Note, Detail: "it is old", Remedy: "leave it"},
+		{ID: "volumes.stray", Severity: preflight.Warning, Detail: "/var/lib/rancher/k3s/storage/left over belongs to no volume, and is not carried over", Remedy: "copy it when you need it"},
+	}
+	for _, fold := range []bool{true, false} {
+		o := &paced{watcher: watcher{w: g.out}, g: g, ctx: t.Context(), fold: fold}
+		o.StepDone(step(t, g.m, "survey"))
+		o.StepDone(step(t, g.m, "preflight"))
+	}
+	want := `  warning  volumes.stray: /var/lib/rancher/k3s/storage/left over belongs to no
+           volume, and is not carried over
+           → copy it when you need it
+  warning    volumes.stray
+             /var/lib/rancher/k3s/storage/left over belongs to no volume, and is not carried over
+             → copy it when you need it
+`
+	if d := cmp.Diff(want, out.String()); d != "" {
+		t.Error(d)
+	}
 }
 
 func TestSummaryScreen(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"sunbeam.pt/k3s-dualstack/preflight"
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
@@ -262,6 +263,26 @@ func (o *paced) StepStarted(s runner.Step, n, of int) {
 		return // the run comes upon it
 	}
 	fmt.Fprintf(o.w, "        %s\n", o.g.pace(o.g.estimate(o.ctx, o.g.left(state))))
+}
+
+// StepDone shows what preflight warns of, where it has passed.
+func (o *paced) StepDone(s runner.Step) {
+	if s.Name != "preflight" {
+		return
+	}
+	var b strings.Builder
+	for _, f := range o.g.m.Findings {
+		if f.Severity != preflight.Warning {
+			continue
+		}
+		if !o.fold {
+			printFindings(&b, []preflight.Finding{f})
+			continue
+		}
+		wrap(&b, "  "+string(f.Severity)+"  ", f.ID+": "+f.Detail)
+		wrap(&b, "           → ", f.Remedy)
+	}
+	fmt.Fprint(o.w, b.String())
 }
 
 func (o *paced) ActionStarted(s runner.Step, a runner.Action) {
