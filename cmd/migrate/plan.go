@@ -31,6 +31,8 @@ type preview struct {
 	// Estimate is about how much it moves, and how long it takes.
 	Estimate steps.Estimate `json:"estimate"`
 	Begun    bool           `json:"begun"`
+
+	state runner.State // of the run that has begun
 }
 
 func planCommand() *cobra.Command {
@@ -89,6 +91,9 @@ has neither from the lab.`),
 		}
 		if p.Begun {
 			if m.Waivers, err = m.Waived(); err != nil {
+				return err
+			}
+			if p.state, err = m.State(); err != nil {
 				return err
 			}
 		}

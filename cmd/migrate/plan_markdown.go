@@ -74,11 +74,10 @@ func (p preview) markdown(w io.Writer, file string) error {
 		found = append(found, []string{string(f.Severity), f.ID, f.Detail, f.Remedy, waived})
 	}
 	section("Findings", []string{"severity", "finding", "seen", "remedy", "waived"}, found)
-	b.WriteString("\n## To do it\n\n")
-	if p.forbidden() {
-		b.WriteString("The inhibitors above forbid the migration.\n")
-	} else {
-		fence(&b, "", "migrate run -f "+file)
+	intro, command := p.next(file)
+	b.WriteString("\n## What is next\n\n" + intro + "\n")
+	if command != "" {
+		fence(&b, "", command)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

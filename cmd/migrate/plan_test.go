@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/stretchr/testify/require"
@@ -119,6 +120,26 @@ func TestPrintPlan(t *testing.T) {
 	if read.Estimate.TotalNanos <= read.Estimate.DowntimeNanos || read.Estimate.DowntimeNanos == 0 {
 		t.Errorf("%+v", read.Estimate)
 	}
+}
+
+func TestWhatIsNext(t *testing.T) {
+	for want, p := range map[string]preview{
+		"To do it: migrate run -f 'my plan.yaml'":                                     {},
+		"The inhibitors above forbid the migration. ":                                 {Findings: []preflight.Finding{inhibitor}},
+		"To continue the run: migrate run -f 'my plan.yaml'":                          {Begun: true, Findings: []preflight.Finding{inhibitor}},
+		"A rollback is under way; to continue it: migrate rollback -f 'my plan.yaml'": {Begun: true, state: runner.State{Rollback: &runner.RollbackState{}}},
+		"The run is complete. ":                                                       {Begun: true, state: runner.State{Finished: true}},
+	} {
+		intro, command := p.next("my plan.yaml")
+		require.Equal(t, want, intro+" "+command)
+	}
+}
+
+// What was measured is told as it was.
+func TestTakes(t *testing.T) {
+	p := preview{Estimate: steps.Estimate{Steps: map[string]steps.StepEstimate{
+		"gate": {Duration: 1234 * time.Millisecond, Measured: true}, "seal": {Duration: 1234 * time.Millisecond}}}}
+	require.Equal(t, []string{"done in 1.2s", "about 5 s"}, []string{p.takes("gate"), p.takes("seal")})
 }
 
 func TestPlanAsMarkdown(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"sunbeam.pt/k3s-dualstack/cluster"
 	"sunbeam.pt/k3s-dualstack/preflight"
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/steps"
 	"sunbeam.pt/k3s-dualstack/survey"
@@ -70,14 +71,26 @@ func (p preview) print(w io.Writer, file string) error {
 		fmt.Fprintln(&b, "\nFindings")
 		printFindings(&b, p.Findings)
 	}
-	fmt.Fprint(&b, "\nNothing was changed. ")
-	if p.forbidden() {
-		fmt.Fprintln(&b, "The inhibitors above forbid the migration.")
-	} else {
-		fmt.Fprintf(&b, "To do it: migrate run -f %s\n", file)
-	}
+	intro, command := p.next(file)
+	fmt.Fprintln(&b, "\n"+strings.TrimSpace("Nothing was changed. "+intro+" "+command))
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// next is what is to be done with the plan as it is, and the command that does, if any.
+func (p preview) next(file string) (intro, command string) {
+	run, back := "migrate run -f "+remote.Quote(file), "migrate rollback -f "+remote.Quote(file)
+	switch {
+	case p.forbidden():
+		return "The inhibitors above forbid the migration.", ""
+	case p.state.Rollback != nil:
+		return "A rollback is under way; to continue it:", back
+	case p.state.Finished:
+		return "The run is complete.", ""
+	case p.Begun:
+		return "To continue the run:", run
+	}
+	return "To do it:", run
 }
 
 const becomes = "an IPv4-only K3s becomes dual-stack"
