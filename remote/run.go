@@ -346,12 +346,14 @@ func copyOut(w io.Writer, r io.Reader) error {
 	}
 }
 
-// pidFilter takes the line with the process id out of a command's standard error. Only sudo's own warnings
-// can come before it.
+// pidFilter takes the line with the process id out of a command's standard error, and what comes before it: that is
+// said by the login shell's startup files, or by sudo, and not by the command. Where the line never comes, it
+// is passed on, since it tells why.
 type pidFilter struct {
 	w       io.Writer
 	passing bool // the line was found
 	line    []byte
+	before  []byte // whole lines, the first of them
 
 	known chan struct{} // closed once found holds the process id
 	found string
@@ -379,11 +381,11 @@ func (f *pidFilter) Write(p []byte) (int, error) {
 		if pid, ok := strings.CutPrefix(string(line), pidMark); ok {
 			f.found = strings.TrimSpace(pid)
 			close(f.known)
-			f.passing = true
+			f.passing, f.before = true, nil
 			break
 		}
-		if _, err := f.w.Write(line); err != nil {
-			return 0, err
+		if len(f.before)+len(line) <= stderrTail {
+			f.before = append(f.before, line...)
 		}
 	}
 	if len(p) == 0 {
@@ -397,11 +399,12 @@ func (f *pidFilter) Write(p []byte) (int, error) {
 
 // flush passes on an unfinished line of a command that never told its process id.
 func (f *pidFilter) flush() error {
-	if len(f.line) == 0 {
+	said := append(f.before, f.line...)
+	f.before, f.line = nil, nil
+	if len(said) == 0 {
 		return nil
 	}
-	_, err := f.w.Write(f.line)
-	f.line = nil
+	_, err := f.w.Write(said)
 	return err
 }
 

@@ -13,11 +13,13 @@ import (
 
 func TestPidFilter(t *testing.T) {
 	for name, c := range map[string]struct{ in, pid, out string }{
-		"first":          {"migrate-pid 42\ntext\nmore", "42", "text\nmore"},
-		"after warnings": {"sudo: unable to resolve host\nmigrate-pid 7\n", "7", "sudo: unable to resolve host\n"},
-		"never":          {"sudo: a password is required", "", "sudo: a password is required"},
-		"only once":      {"migrate-pid 1\nmigrate-pid 2\n", "1", "migrate-pid 2\n"},
-		"empty":          {"", "", ""},
+		"first":                           {"migrate-pid 42\ntext\nmore", "42", "text\nmore"},
+		"after warnings":                  {"sudo: unable to resolve host\nmigrate-pid 7\n", "7", ""},
+		"after the shell's startup files": {"pyenv: cannot rehash\n\nmotd\nmigrate-pid 7\ntar: x\n", "7", "tar: x\n"},
+		"never, after warnings":           {"sudo: unable to resolve host\nsudo: a password is required", "", "sudo: unable to resolve host\nsudo: a password is required"},
+		"never":                           {"sudo: a password is required", "", "sudo: a password is required"},
+		"only once":                       {"migrate-pid 1\nmigrate-pid 2\n", "1", "migrate-pid 2\n"},
+		"empty":                           {"", "", ""},
 	} {
 		for step := 1; step <= len(c.in)+1; step++ {
 			var out bytes.Buffer
