@@ -15,7 +15,7 @@ type Step string
 // Steps are the steps in their order. They are named here for the plan's hooks; package
 // steps says what each does.
 var Steps = []Step{
-	"survey", "preflight", "protect", "gate", "quiesce", "freeze", "seal", "network", "uninstall", "install",
+	"survey", "preflight", "snapshot", "protect", "gate", "quiesce", "freeze", "seal", "network", "uninstall", "install",
 	"volumes", "start", "secrets", "claims", "platform", "services", "verify", "finish",
 }
 

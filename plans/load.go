@@ -137,6 +137,9 @@ func setDefaults(p *Plan) {
 	if s.Backup.Objects.ExcludeResources == nil { // an empty list leaves nothing out
 		s.Backup.Objects.ExcludeResources = []string{"events", "events.events.k8s.io"}
 	}
+	if s.Snapshot != nil && s.Snapshot.Command != nil {
+		setDefault(&s.Snapshot.Command.On, OnLaptop)
+	}
 	if s.Backup.OpenBao != nil {
 		setOpenBaoDefaults(s.Backup.OpenBao)
 	}

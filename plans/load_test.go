@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -85,6 +86,9 @@ func TestSunbeamExampleHasEveryField(t *testing.T) {
 	const bao = "spec.backup.openBao."
 	for _, name := range []string{"pods", "address"} {
 		written[bao+name] = written[bao+name] || strings.Contains(string(data), "# "+name+": ")
+	}
+	for _, name := range []string{"reason", "command", "command.on", "command.create", "command.status", "command.restore", "command.delete"} {
+		written["spec.snapshot."+name] = regexp.MustCompile(`(?m)^ *# +` + path.Ext("." + name)[1:] + `:( |$)`).Match(data)
 	}
 	for path := range written {
 		if rest, ok := strings.CutPrefix(path, bao+"unsealKeys."); ok {

@@ -55,6 +55,8 @@ type Spec struct {
 	Network Network `json:"network,omitzero"`
 	// How K3s is installed again.
 	K3s K3s `json:"k3s,omitzero"`
+	// The snapshot of the whole host that is taken first. Left out: none.
+	Snapshot *Snapshot `json:"snapshot,omitempty"`
 	// What is kept before anything is removed, and who can read it.
 	Backup Backup `json:"backup"`
 	// What puts the workloads back on the new cluster.
@@ -152,6 +154,47 @@ type K3s struct {
 	Disable []string `json:"disable,omitempty" jsonschema:"pattern=^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"`
 	// "preserve" keeps CAs, service-account key, token and node password, so that kubeconfigs stay valid; "new" creates them anew. Default "preserve".
 	Identity Identity `json:"identity,omitempty" jsonschema:"enum=preserve,enum=new,default=preserve"`
+}
+
+// SnapshotMethod is a way to take a snapshot of a host.
+type SnapshotMethod string
+
+// The methods.
+const (
+	// SnapshotNone takes none.
+	SnapshotNone SnapshotMethod = "none"
+	// SnapshotLVM takes snapshots of logical volumes.
+	SnapshotLVM SnapshotMethod = "lvm"
+	// SnapshotCommand runs the plan's own commands.
+	SnapshotCommand SnapshotMethod = "command"
+)
+
+// Snapshot is a snapshot of the whole host, taken before anything else is done and beside the backup set.
+type Snapshot struct {
+	// How it is taken. "lvm": of the logical volumes that hold what the rebuild touches. "command": by commands of your own. "none": not at all, for a reason.
+	Method SnapshotMethod `json:"method" jsonschema:"enum=none,enum=lvm,enum=command"`
+	// With method none: why there is none. The journal keeps it.
+	Reason string `json:"reason,omitempty"`
+	// With method lvm: room for what is overwritten meanwhile, for each logical volume that is not thin, as in "20Gi". Default: half of the volume.
+	Size string `json:"size,omitempty"`
+	// Whether it stays when the migration is complete. Default: it is removed then.
+	Keep bool `json:"keep,omitempty"`
+	// With method command: the commands.
+	Command *SnapshotCommands `json:"command,omitempty"`
+}
+
+// SnapshotCommands are programs with arguments, no shell is involved. Each can be run more than once.
+type SnapshotCommands struct {
+	// Where they run. Default "laptop".
+	On Place `json:"on,omitempty" jsonschema:"enum=laptop,enum=host,default=laptop"`
+	// Takes the snapshot, and returns when it is complete.
+	Create []string `json:"create" jsonschema:"minItems=1"`
+	// Succeeds when the snapshot is there and whole.
+	Status []string `json:"status" jsonschema:"minItems=1"`
+	// Brings the host back to the snapshot; the host may be restarted by it.
+	Restore []string `json:"restore" jsonschema:"minItems=1"`
+	// Removes the snapshot.
+	Delete []string `json:"delete" jsonschema:"minItems=1"`
 }
 
 // Backup is what is kept before anything is removed, and who can read it.

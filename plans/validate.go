@@ -45,6 +45,7 @@ func validate(p *Plan) field.ErrorList {
 	errs = append(errs, validateHosts(spec.Child("hosts"), p.Spec.Hosts)...)
 	errs = append(errs, validateNetwork(spec.Child("network"), p.Spec.Network)...)
 	errs = append(errs, validateK3s(spec.Child("k3s"), p.Spec.K3s)...)
+	errs = append(errs, validateSnapshot(spec.Child("snapshot"), p.Spec.Snapshot)...)
 	errs = append(errs, validateBackup(spec.Child("backup"), p.Spec.Backup)...)
 	errs = append(errs, validatePlatform(spec.Child("platform"), p.Spec.Platform)...)
 	errs = append(errs, validateServices(spec.Child("services"), p.Spec.Services)...)

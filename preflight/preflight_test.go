@@ -110,11 +110,13 @@ func (s *subject) openBao() *survey.OpenBao {
 
 // triggers break one thing each. The names of those that must stay silent
 // begin with "silent".
-var triggers = []struct {
+type trigger struct {
 	name  string
 	spoil func(*subject)
 	ids   []string // of the findings, in order
-}{
+}
+
+var triggers = slices.Concat(snapshotTriggers, []trigger{
 	{"agent", func(s *subject) { s.facts.K3s.Role = k3s.Agent }, []string{"k3s.role"}},
 	{"not running", func(s *subject) { s.facts.K3s.Active = false }, []string{"k3s.active"}},
 	{"node not ready", func(s *subject) { s.facts.Cluster.Nodes[0].Ready = false }, []string{"node.ready"}},
@@ -457,7 +459,7 @@ var triggers = []struct {
 		s.laptop.Free = 0
 		s.facts.K3s.Datastore = k3s.Etcd
 	}, []string{"k3s.datastore", "laptop.space", "volumes.excluded"}},
-}
+})
 
 func show(findings []Finding) string {
 	var b strings.Builder

@@ -675,7 +675,7 @@ func (p *process) rollback(to string) {
 			checkpoints = append(checkpoints, s.Name)
 		}
 	}
-	planned, planErr := Unwind(context.Background(), p.steps, before, to)
+	planned, planErr := Unwind(context.Background(), p.steps, before, to, nil)
 	err, added, smooth := p.call(func(ctx context.Context, r *Runner) error { return r.Rollback(ctx, to) }, false)
 	if !slices.Contains(checkpoints, to) {
 		for _, err := range []error{planErr, err} {

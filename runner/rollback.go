@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -25,13 +26,19 @@ func (r *Runner) Rollback(ctx context.Context, to string) error {
 		return err
 	}
 	p := r.perform()
-	steps, err := after(r.Steps, p.state, to)
+	steps, at, err := wayBack(r.Steps, p.state, to, r.Detour)
 	if err != nil {
 		return err
 	}
 	open := p.state.Rollback
-	if open == nil || open.To != to {
-		if err := p.record(Record{Event: Rollback, Step: to}); err != nil {
+	if open == nil || open.To != to || open.Via != r.Detour.name() {
+		begun := Record{Event: Rollback, Step: to}
+		if at != "" {
+			if begun.Data, err = json.Marshal(detoured{Via: r.Detour.Name, At: at}); err != nil {
+				return fmt.Errorf("record the way back: %w", err)
+			}
+		}
+		if err := p.record(begun); err != nil {
 			return err
 		}
 	} else if r.Journal.inherited() {
@@ -65,11 +72,12 @@ func (r *Runner) Rollback(ctx context.Context, to string) error {
 // Unwind computes what a rollback to the checkpoint would do now: the steps that it
 // takes back, in its order, with the undo actions that are not done yet. It
 // runs none of them. The errors are as Rollback's.
-func Unwind(ctx context.Context, steps []Step, state State, to string) ([]Planned, error) {
+// detour is nil for the steps' own undo actions.
+func Unwind(ctx context.Context, steps []Step, state State, to string, detour *Detour) ([]Planned, error) {
 	if err := checkSteps(steps); err != nil {
 		return nil, err
 	}
-	undo, err := after(steps, state, to)
+	undo, _, err := wayBack(steps, state, to, detour)
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +97,61 @@ func Unwind(ctx context.Context, steps []Step, state State, to string) ([]Planne
 		planned = append(planned, Planned{Step: s, Actions: left})
 	}
 	return planned, nil
+}
+
+// Detour is another way back: its actions take back everything at once, instead of
+// the steps' own undo actions. They are performed first, as the undo actions of
+// the step that is taken back first, so that until they are through no step is taken
+// for reverted and the steps' own undo can still be turned to.
+type Detour struct {
+	Name string // stable over versions: journals hold it
+	Undo func(ctx context.Context) ([]Action, error)
+}
+
+func (d *Detour) name() string {
+	if d == nil {
+		return ""
+	}
+	return d.Name
+}
+
+// detoured are the data of a rollback that goes by a detour.
+type detoured struct {
+	Via string `json:"via"`
+	At  string `json:"at"` // the step whose undo actions the detour's are
+}
+
+// DetourError refuses to turn from a way back whose actions are through.
+type DetourError struct{ Via string }
+
+func (e *DetourError) Error() string {
+	return fmt.Sprintf("a rollback by way of the %s is under way and has brought everything back: it can only be completed; nothing was done", e.Via)
+}
+
+// wayBack lists the steps to take back, the last first, and the step at which a detour is
+// made.
+func wayBack(steps []Step, state State, to string, detour *Detour) (out []Step, at string, err error) {
+	if out, err = after(steps, state, to); err != nil {
+		return nil, "", err
+	}
+	open := state.Rollback
+	if open != nil && open.Via != "" && open.Via != detour.name() && !slices.ContainsFunc(out, func(s Step) bool { return s.Name == open.At }) {
+		return nil, "", &DetourError{Via: open.Via}
+	}
+	if detour == nil || len(out) == 0 {
+		return out, "", nil
+	}
+	at = out[0].Name
+	if open != nil && open.Via == detour.Name && open.To == to {
+		at = open.At
+	}
+	for i := range out {
+		out[i].Undo = nil
+		if out[i].Name == at {
+			out[i].Undo = detour.Undo
+		}
+	}
+	return out, at, nil
 }
 
 // after lists the steps that began after the checkpoint, the last first.

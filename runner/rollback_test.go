@@ -53,7 +53,7 @@ func TestRollbackTakesBackTheLastFirstAndIsContinued(t *testing.T) {
 	_, err = back(t, path, steps, "check")
 	golden(t, "checkpoint-given-up.txt", err.Error())
 
-	planned, err := Unwind(t.Context(), steps, open(t, path).State(), "look")
+	planned, err := Unwind(t.Context(), steps, open(t, path).State(), "look", nil)
 	if err != nil || len(planned) != 1 || len(planned[0].Actions) != 1 || planned[0].Actions[0].Name != "start" {
 		t.Errorf("what is left: %+v, %v", planned, err)
 	}
@@ -88,7 +88,7 @@ func TestRollbackToWhatTheRunHasNotReached(t *testing.T) {
 		t.Helper()
 		before := recorded(t, path)
 		_, err := back(t, path, steps, to)
-		_, preview := Unwind(t.Context(), steps, open(t, path).State(), to)
+		_, preview := Unwind(t.Context(), steps, open(t, path).State(), to, nil)
 		var e *CheckpointError
 		if !errors.As(err, &e) || !errors.As(preview, &e) || err.Error() != preview.Error() {
 			t.Fatalf("rollback: %v; its preview: %v", err, preview)
@@ -243,4 +243,88 @@ func TestJournalFromBeforeRollbacksIsReadAndRolledBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "observed", l.lines, []string{"step 1/1 rebuild", "start put back", "done put back", "end rebuild"})
+}
+
+// A detour takes back everything at once, at the step that is taken back first; the other
+// steps' own undo actions are left alone, over restarts too.
+func TestRollbackByADetour(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	var fail error
+	steps := []Step{
+		{Name: "look", Checkpoint: true},
+		{Name: "stop", Actions: list(act("stop")), Undo: list(act("start"))},
+		{Name: "remove", Actions: list(act("files")), Undo: list(act("put back"))},
+	}
+	if _, err := run(t, path, steps, nil); err != nil {
+		t.Fatal(err)
+	}
+	whole := &Detour{Name: "snapshot", Undo: list(act("merge"), Action{Name: "reboot", Run: func(context.Context) (any, error) { return nil, fail }})}
+	by := func(d *Detour) (*log, error) {
+		l := &log{}
+		r := Runner{Steps: steps, Journal: open(t, path), Observer: l, Detour: d}
+		defer r.Journal.Close()
+		return l, r.Rollback(t.Context(), "look")
+	}
+	fail = errors.New("the host does not come up")
+	if _, err := by(whole); !errors.Is(err, fail) {
+		t.Fatal(err)
+	}
+	want(t, "way", open(t, path).State().Rollback.Via, "snapshot")
+	// Nothing is taken for reverted: the other way is still open.
+	planned, err := Unwind(t.Context(), steps, open(t, path).State(), "look", nil)
+	if err != nil || len(planned) != 2 || planned[0].Actions[0].Name != "put back" {
+		t.Fatalf("the other way: %+v, %v", planned, err)
+	}
+	fail = nil
+	l, err := by(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "observed", l.lines, []string{
+		"notice continuing the rollback to look",
+		"step 1/2 remove", "skip merge: done before", "start reboot", "done reboot", "end remove",
+		"step 2/2 stop", "end stop",
+	})
+	want(t, "journal", recorded(t, path)[9:], []string{
+		"rollback look",
+		"undoing remove/merge", "undone remove/merge", "undoing remove/reboot", "undo failed remove/reboot",
+		"undoing remove/reboot", "undone remove/reboot", "reverted remove",
+		"reverted stop", "rolled back look",
+	})
+}
+
+// Once a detour's actions are through there is no turning from it: the steps that are left
+// have nothing of their own to undo any more.
+func TestRollbackDoesNotTurnFromADetourThatIsThrough(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	steps := []Step{
+		{Name: "look", Checkpoint: true},
+		{Name: "stop", Actions: list(act("stop")), Undo: list(act("start"))},
+		{Name: "remove", Actions: list(act("files")), Undo: list(act("put back"))},
+	}
+	if _, err := run(t, path, steps, nil); err != nil {
+		t.Fatal(err)
+	}
+	j := open(t, path)
+	for _, r := range []Record{
+		{Event: Rollback, Step: "look", Data: []byte(`{"via":"snapshot","at":"remove"}`)},
+		{Event: Undoing, Step: "remove", Action: "merge"}, {Event: Undone, Step: "remove", Action: "merge"},
+		{Event: Reverted, Step: "remove"},
+	} {
+		if err := j.Append(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	j.Close()
+	_, err := back(t, path, steps, "look")
+	var through *DetourError
+	if !errors.As(err, &through) {
+		t.Fatalf("another way: %v", err)
+	}
+	r := Runner{Steps: steps, Journal: open(t, path), Detour: &Detour{Name: "snapshot", Undo: list(act("merge"))}}
+	defer r.Journal.Close()
+	if err := r.Rollback(t.Context(), "look"); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "the end of the journal", recorded(t, path)[len(recorded(t, path))-2:], []string{"reverted stop", "rolled back look"})
 }

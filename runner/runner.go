@@ -54,6 +54,10 @@ type Runner struct {
 	// Pauser may be nil.
 	Pauser Pauser
 
+	// Detour is the way back that a rollback takes instead of the steps' own undo
+	// actions; nil for these.
+	Detour *Detour
+
 	// Confirm asks a person and is false when they decline. A nil Confirm
 	// declines every gate.
 	Confirm func(ctx context.Context, g Gate) (bool, error)

@@ -36,7 +36,11 @@ type StepState struct {
 
 // RollbackState is what the journal says of a rollback that has begun.
 type RollbackState struct {
-	To      string        `json:"to"` // the checkpoint
+	To string `json:"to"` // the checkpoint
+	// Via names the detour by which it goes, and At the step whose undo actions the
+	// detour's are; "" for the steps' own undo actions.
+	Via     string        `json:"via,omitempty"`
+	At      string        `json:"at,omitempty"`
 	Began   time.Time     `json:"began"`
 	Actions []ActionState `json:"actions,omitempty"` // undo actions, in the order in which they began
 }
@@ -91,7 +95,11 @@ func derive(records []Record) State {
 			if s.Rollback == nil {
 				s.Rollback = &RollbackState{Began: r.Time}
 			}
-			s.Rollback.To = r.Step
+			var d detoured
+			if r.Data != nil {
+				_ = json.Unmarshal(r.Data, &d) // written by a Runner
+			}
+			s.Rollback.To, s.Rollback.Via, s.Rollback.At = r.Step, d.Via, d.At
 		case Undoing, Undone, UndoFailed:
 			if s.Rollback != nil {
 				enter(&s.Rollback.Actions, r)

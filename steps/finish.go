@@ -11,7 +11,7 @@ import (
 // finish removes from the host what only the run needed; journal and lock
 // are the run's own to end.
 func (m *Migration) finish(context.Context) ([]runner.Action, error) {
-	return []runner.Action{{
+	return append([]runner.Action{{
 		Name: "tidy", Target: m.onHost(),
 		Summary: "Remove the volumes' indexes and the install script; the backup set stays on the laptop",
 		Command: "find " + remote.StateDir + "/volumes -type f ! -name restored -delete",
@@ -25,5 +25,5 @@ func (m *Migration) finish(context.Context) ([]runner.Action, error) {
 			return nil, h.Run(ctx, fmt.Sprintf("find %s/volumes -type f ! -name restored -delete 2>/dev/null; rm -rf %s",
 				remote.StateDir, remote.Quote(hostInstallScript)))
 		},
-	}}, nil
+	}}, m.removeSnapshot()...), nil
 }

@@ -58,6 +58,9 @@ type Migration struct {
 	// KeepPresent makes a rollback leave volumes that are there as they are; by
 	// default the backup's contents come back and what differs is set aside.
 	KeepPresent bool
+	// Via is the way back that a rollback takes, [ViaSnapshot] or [ViaBackup]; "" goes
+	// on by that of the rollback under way, and else by the backup set.
+	Via string
 	// RollbackBegins is when a rollback that has not begun is taken to begin, for
 	// the names under which it keeps what it replaces; zero: not known yet.
 	RollbackBegins time.Time
@@ -259,6 +262,7 @@ func (m *Migration) bind(key string) runner.Bind {
 		"spec.backup.objects":               text(spec.Backup.Objects),
 		"spec.backup.encryption.recipients": text(spec.Backup.Encryption.Recipients),
 		"spec.backup.openBao":               text(kept),
+		"spec.snapshot":                     text(spec.Snapshot),
 	}}
 }
 

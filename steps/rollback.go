@@ -12,8 +12,10 @@ import (
 
 // Unwinding is what a rollback would do.
 type Unwinding struct {
-	To      string       `json:"to"`      // the checkpoint
-	Host    string       `json:"host"`    // whose name agrees to it
+	To   string `json:"to"`   // the checkpoint
+	Host string `json:"host"` // whose name agrees to it
+	// Via is [ViaSnapshot] for the way back by the host's snapshot.
+	Via     string       `json:"via,omitempty"`
 	Actions []UndoAction `json:"actions"` // in order; none when nothing was changed since the checkpoint
 	// Lost says in sentences what was done since the checkpoint and does not stay.
 	Lost []string `json:"lost"`
@@ -75,7 +77,7 @@ func (m *Migration) WayBack() string {
 	if err != nil {
 		return ""
 	}
-	planned, err := runner.Unwind(context.Background(), m.Sequence(), state, to)
+	planned, err := runner.Unwind(context.Background(), m.Sequence(), state, to, nil)
 	if err != nil || !slices.ContainsFunc(planned, func(p runner.Planned) bool { return len(p.Actions) > 0 }) {
 		return ""
 	}
@@ -119,7 +121,10 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 	if to, err = m.target(state, to); err != nil {
 		return Unwinding{}, err
 	}
-	planned, err := runner.Unwind(ctx, m.Sequence(), state, to)
+	if err := m.chooseWay(state, to); err != nil {
+		return Unwinding{}, err
+	}
+	planned, err := runner.Unwind(ctx, m.Sequence(), state, to, m.detour())
 	if err != nil {
 		return Unwinding{}, err
 	}
@@ -129,7 +134,11 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 			u.Actions = append(u.Actions, UndoAction{Step: p.Name, Action: a, Measured: state.Measured(a.Like)})
 		}
 	}
-	if start, ok := state.ActionState("start", "start"); ok {
+	if m.Via == ViaSnapshot {
+		u.Via = ViaSnapshot
+		u.Lost = append(u.Lost, fmt.Sprintf("Everything that was written to the host's disks since the snapshot of %s: by workloads, by people and by the system, whatever it has to do with K3s.",
+			m.snapshotTaken(state).Local().Format(time.DateTime)))
+	} else if start, ok := state.ActionState("start", "start"); ok {
 		u.Lost = append(u.Lost, fmt.Sprintf("Objects that were created or changed in the dual-stack cluster since %s: its datastore is kept on the host, in %s, and nothing of it is carried over.",
 			start.Time.Local().Format(time.DateTime), replacedDir))
 	}
@@ -234,7 +243,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if over { // but maybe not compared
 		return m.compareWithFacts(ctx)
 	}
-	if before.Rollback == nil || before.Rollback.To != u.To {
+	if before.Rollback == nil || before.Rollback.To != u.To || before.Rollback.Via != u.Via {
 		if err := m.Written(ctx, &u); err != nil {
 			return err
 		}
@@ -246,7 +255,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 			return runner.ErrDeclined
 		}
 	}
-	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer}
+	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer, Detour: m.detour()}
 	if err := r.Rollback(ctx, u.To); err != nil {
 		return err
 	}
@@ -308,7 +317,7 @@ func (m *Migration) Fallbacks(ctx context.Context) (map[string]Fallback, error) 
 		var f Fallback
 		to, err := m.target(state, "")
 		if err == nil {
-			planned, err := runner.Unwind(ctx, seq, state, to)
+			planned, err := runner.Unwind(ctx, seq, state, to, nil)
 			if err != nil {
 				return nil, err
 			}

@@ -160,7 +160,7 @@ func TestUndoActionsCanBeContinued(t *testing.T) {
 // actions, or those of a step before it, which put back all of K3s.
 func TestWhatNeedsNoUndo(t *testing.T) {
 	covered := map[string]string{
-		"protect": "only reads the host", "freeze": "only reads the host",
+		"snapshot": "removed with the last step, and otherwise there for a rollback by way of it", "protect": "only reads the host", "freeze": "only reads the host",
 		"install": "uninstall's", "volumes": "uninstall's", "start": "uninstall's", "secrets": "uninstall's: the datastore goes",
 		"claims": "uninstall's: the datastore goes", "platform": "uninstall's: the datastore goes", "services": "uninstall's: the datastore goes",
 		"finish": "what it removes is of the run alone",

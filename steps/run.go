@@ -24,6 +24,9 @@ import (
 // this laptop and work directory, is known to be no other process.
 const hostLock = remote.StateDir + "/lock"
 
+// putLock makes its input the lock.
+const putLock = "cat >" + hostLock + ".new && sync " + hostLock + ".new && mv " + hostLock + ".new " + hostLock
+
 type hostHolder struct {
 	runner.Holder
 	WorkDir string `json:"workDir"`
@@ -95,6 +98,14 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	}
 	defer func() { err = release(err) }()
 	defer m.watch(ctx, h)()
+	ctx, stop := m.watchSnapshot(ctx)
+	defer func() {
+		stop()
+		var full *FullError
+		if err != nil && errors.As(context.Cause(ctx), &full) {
+			err = full
+		}
+	}()
 	if err := m.unmoved(ctx, state); err != nil {
 		return err
 	}
@@ -358,34 +369,43 @@ func (m *Migration) lockHost(ctx context.Context, h *remote.Host) (me []byte, er
 	// Left behind by an earlier process of this work directory, whose half of the
 	// lock on the laptop we hold.
 	left := bytes.TrimSpace(out.Bytes())
-	if err := m.asHolder(ctx, h, left, me, fmt.Sprintf("cat >%[1]s.new && sync %[1]s.new && mv %[1]s.new %[1]s", hostLock)); err != nil {
+	if err := m.asHolder(ctx, h, left, me, putLock); err != nil {
 		return nil, fmt.Errorf("host %s: taking the lock %s: %w", h.Name(), hostLock, err)
 	}
 	return me, nil
 }
 
 // asHolder runs a script on the host while the lock there has the contents me, which
-// stay as they are meanwhile; the script's input is input. The error is a
+// stay as they are meanwhile; the script what gets given as its input. The error is a
 // *TakenOverError when they are others. An interrupted run, too, has its line mirrored
 // and its lock given up.
-func (m *Migration) asHolder(ctx context.Context, h *remote.Host, me, input []byte, script string) error {
+func (m *Migration) asHolder(ctx context.Context, h *remote.Host, me, given []byte, what string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
 	defer cancel()
 	var out bytes.Buffer
-	input = slices.Concat(me, []byte("\n"), input)
-	script = inTurn(input) + fmt.Sprintf(`IFS= read -r me
+	input := slices.Concat(me, []byte("\n"), given)
+	script := inTurn(input) + fmt.Sprintf(`IFS= read -r me
 if [ "$(cat %[1]s 2>/dev/null)" != "$me" ]; then
 	if [ -e %[1]s ]; then echo $(($(date +%%s) - $(stat -c %%Y %[1]s))); cat %[1]s; fi
 	exit %[2]d
 fi
 %[3]s
-`, hostLock, notMine, script)
+`, hostLock, notMine, what)
 	err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(input)), remote.Stdout(&out))
 	if !exited(err, notMine) {
 		return err
 	}
 	taken := &TakenOverError{Host: h.Name()}
 	age, holder, _ := strings.Cut(out.String(), "\n")
+	var found, self hostHolder
+	if json.Unmarshal([]byte(holder), &found) == nil && json.Unmarshal(me, &self) == nil && found != self && found.sameHome(self) {
+		// This laptop's half of the lock is ours, so that no process that lives wrote it:
+		// a snapshot that the host was returned to has brought it back.
+		if err := m.asHolder(ctx, h, []byte(strings.TrimSpace(holder)), me, putLock); err != nil {
+			return err
+		}
+		return m.asHolder(ctx, h, me, given, what)
+	}
 	if json.Unmarshal([]byte(holder), &taken.By) == nil {
 		seconds, _ := strconv.Atoi(age)
 		taken.Age = max(0, time.Duration(seconds)*time.Second)

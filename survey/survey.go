@@ -30,6 +30,7 @@ import (
 	"sunbeam.pt/k3s-dualstack/k3s"
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
+	"sunbeam.pt/k3s-dualstack/snapshot"
 	"sunbeam.pt/k3s-dualstack/verify"
 )
 
@@ -83,6 +84,8 @@ type Host struct {
 	PolicyRoutes []Route  `json:"policyRoutes,omitempty"`
 	Disk         Disk     `json:"disk,omitzero"`
 	Firewall     Firewall `json:"firewall,omitzero"`
+	// Storage is what the paths that a rebuild touches lie on.
+	Storage snapshot.Storage `json:"storage,omitzero"`
 }
 
 // Address is one address of an interface.
@@ -217,8 +220,24 @@ func take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Instal
 		return f, nil // every directory would look like nobody's
 	}
 	var err error
-	f.Host.Strays, err = f.Unknown(ctx, h)
+	if f.Host.Strays, err = f.Unknown(ctx, h); err != nil {
+		return nil, err
+	}
+	f.Host.Storage, err = snapshot.Look(ctx, h, f.touched())
 	return f, err
+}
+
+// touched lists what a rebuild writes to or deletes: where a snapshot of the host has to
+// reach.
+func (f *Facts) touched() []string {
+	out := []string{"/etc", path.Dir(f.K3s.Binary), f.K3s.DataDir, kubelet, remote.StateDir}
+	for _, v := range f.Cluster.Volumes {
+		if v.Copied() && !v.Missing {
+			out = append(out, v.Path)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Unknown lists the entries of the storage directory that are no volume of the

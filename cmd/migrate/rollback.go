@@ -29,11 +29,15 @@ Before the uninstall, K3s is started again as it was. After it, the old
 installation is put back from the backup set, datastore and volumes included.
 Nothing is lost: what is replaced is kept aside on the host.
 
+With --via snapshot the host is returned to the snapshot that the run took of it
+(spec.snapshot), which takes a reboot; whatever was written to its disks since is lost.
+
 A rollback that failed or was cut off is continued by the same command. After it
 'migrate run' begins anew.`),
 		Example: `  migrate rollback -f plan.yaml --dry-run    # what would it do, what would be lost?
   migrate rollback -f plan.yaml
   migrate rollback -f plan.yaml --to seal    # the old installation, stopped, as before the uninstall
+  migrate rollback -f plan.yaml --via snapshot      # the whole host as it was, by a reboot
   migrate rollback -f plan.yaml --volumes present   # keep what workloads wrote since`,
 		Args: cobra.NoArgs,
 	}
@@ -43,6 +47,8 @@ A rollback that failed or was cut off is continued by the same command. After it
 	dry := c.Flags().Bool("dry-run", false, "show what would be done and change nothing")
 	to := c.Flags().String("to", "", "the `checkpoint` to return to")
 	volumes := c.Flags().String("volumes", "backup", "which contents of volumes win, `backup` or present; with backup, what is there is kept aside")
+	via := c.Flags().String("via", "", "the way back, `backup` or snapshot (default backup, or that of the rollback under way)")
+	_ = c.RegisterFlagCompletionFunc("via", cobra.FixedCompletions([]string{steps.ViaBackup, steps.ViaSnapshot}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("volumes", cobra.FixedCompletions([]string{"backup", "present"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		m, err := load(c, *file)
@@ -63,6 +69,12 @@ A rollback that failed or was cut off is continued by the same command. After it
 		if *volumes != "backup" && *volumes != "present" {
 			return usageError{fmt.Errorf("--volumes %q: it is backup or present", *volumes)}
 		}
+		if *via != "" && *via != steps.ViaBackup && *via != steps.ViaSnapshot {
+			return usageError{fmt.Errorf("--via %q: it is backup or snapshot", *via)}
+		}
+		if *via == steps.ViaSnapshot && *volumes == "present" {
+			return usageError{errors.New("--via snapshot --volumes present: the snapshot brings the volumes back with the rest of the host")}
+		}
 		if *format == "json" && !*dry {
 			return usageError{errors.New("--output json: it is for --dry-run")}
 		}
@@ -71,7 +83,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 			return err
 		}
 		defer m.Close()
-		m.KeepPresent = *volumes == "present"
+		m.KeepPresent, m.Via = *volumes == "present", *via
 		checkpoint := ""
 		if *to != "" {
 			checkpoint = " --to " + *to
@@ -79,6 +91,9 @@ A rollback that failed or was cut off is continued by the same command. After it
 		again := "migrate rollback -f " + *file + checkpoint
 		if m.KeepPresent {
 			again += " --volumes present"
+		}
+		if *via != "" {
+			again += " --via " + *via
 		}
 		if *over {
 			if *dry {

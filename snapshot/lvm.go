@@ -1,0 +1,334 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+// lvm takes snapshots of logical volumes. Of a thick volume the snapshot holds what is overwritten in extents of
+// its own, and is lost when these are full; a thin one's shares the pool. The return merges it into its origin,
+// which the kernel defers until the origin is activated anew: until the reboot.
+type lvm struct{ Ask }
+
+// origin is a logical volume with what lies on it.
+type origin struct {
+	LogicalVolume
+	fileSystems []FileSystem
+	snapshot    string // its name, in the same group
+	size        int64  // of a thick one's extents, in bytes
+}
+
+func (o origin) at() string { return o.Group + "/" + o.snapshot }
+
+// origins are the logical volumes that hold what a rebuild touches, in a lasting order.
+func (l lvm) origins() []origin {
+	var out []origin
+	for _, fs := range l.Storage.FileSystems {
+		v := l.Storage.logicalVolume(fs)
+		if v == nil {
+			continue
+		}
+		i := slices.IndexFunc(out, func(o origin) bool { return o.path() == v.path() })
+		if i < 0 {
+			i = len(out)
+			out = append(out, origin{LogicalVolume: *v, snapshot: v.Name + "-before-" + l.Name})
+		}
+		out[i].fileSystems = append(out[i].fileSystems, fs)
+	}
+	slices.SortFunc(out, func(a, b origin) int { return strings.Compare(a.path(), b.path()) })
+	asked, _ := l.Plan.SizeBytes() // valid since the plan was read
+	for i := range out {
+		if !out[i].Thin() {
+			out[i].size = l.extents(out[i], asked)
+		}
+	}
+	return out
+}
+
+// extents is the size of a thick volume's snapshot: as the plan says, otherwise half of the volume, since the
+// rebuild writes the images and the volumes' data anew; never more than the volume with what LVM itself needs, and
+// in whole extents.
+func (l lvm) extents(o origin, asked int64) int64 {
+	extent := max(l.Storage.group(o.Group).Extent, 4<<20)
+	size := asked
+	if size == 0 {
+		size = o.Size / 2
+	}
+	size = min(size, o.Size+o.Size/50+extent)
+	return (size + extent - 1) / extent * extent
+}
+
+// fullPool is how full, in per cent, a pool may be before a snapshot is taken of a volume in it.
+const fullPool = 80
+
+func (l lvm) problems() []Problem {
+	var out []Problem
+	for _, tool := range l.Storage.Missing {
+		out = append(out, Problem{Detail: fmt.Sprintf("the host has logical volumes, and they cannot be read with %s", tool), Remedy: "`apt install lvm2`, or what your distribution calls it; `lvs` shows what is wrong"})
+	}
+	if outside := Outside(l.Storage, l.Plan.Method); len(outside) == 0 {
+		// all of it
+	} else if len(l.origins()) == 0 {
+		var on []string
+		for _, fs := range l.Storage.FileSystems {
+			on = append(on, fmt.Sprintf("%s on %s (%s)", fs.Target, fs.Source, fs.Type))
+		}
+		return append(out, Problem{Field: "method", Detail: "nothing of what the rebuild touches lies on a logical volume: " + strings.Join(on, ", "), Remedy: "choose another spec.snapshot.method"})
+	}
+	need := map[string]int64{}
+	for _, o := range l.origins() {
+		switch {
+		case slices.ContainsFunc(l.Storage.Logical, func(v LogicalVolume) bool { return v.Group == o.Group && v.Name == o.snapshot }):
+			out = append(out, Problem{Detail: fmt.Sprintf("the logical volume %s is there already, from an earlier run", o.at()), Remedy: fmt.Sprintf("`lvremove %s` when it is not needed any more, or `lvrename` it", o.at())})
+		case o.Type != "linear" && o.Type != "striped" && o.Type != "thin" && !strings.HasPrefix(o.Type, "raid") && o.Type != "mirror":
+			out = append(out, Problem{Field: "method", Detail: fmt.Sprintf("the logical volume %s has the segment type %s, of which no snapshot can be merged back", o.path(), o.Type), Remedy: "choose another spec.snapshot.method"})
+		case o.Thin():
+			for _, pool := range l.Storage.Logical {
+				if pool.Group == o.Group && pool.Name == o.Pool && max(pool.Data, pool.Metadata) > fullPool {
+					out = append(out, Problem{Detail: fmt.Sprintf("the thin pool %s is full to %.0f %% (data) and %.0f %% (metadata)", pool.path(), pool.Data, pool.Metadata), Remedy: fmt.Sprintf("`lvextend --size +10G %s`, or --poolmetadatasize", pool.path())})
+				}
+			}
+		default:
+			need[o.Group] += o.size
+		}
+	}
+	for _, g := range l.Storage.Groups {
+		if need[g.Name] > g.Free {
+			out = append(out, Problem{Field: "size", Detail: fmt.Sprintf("the volume group %s has %s free, and the snapshot takes %s", g.Name, bytes(g.Free), bytes(need[g.Name])),
+				Remedy: fmt.Sprintf("`vgextend %s /dev/…`, or set spec.snapshot.size to less, at least to what the rebuild writes", g.Name)})
+		}
+	}
+	return out
+}
+
+func bytes(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }
+
+// create is the command that makes the snapshot.
+func (o origin) create() string {
+	if o.Thin() {
+		return "lvcreate --yes --snapshot --setactivationskip n --name " + remote.Quote(o.snapshot, o.path())
+	}
+	return fmt.Sprintf("lvcreate --yes --snapshot --size %db --name %s", o.size, remote.Quote(o.snapshot, o.path()))
+}
+
+func (l lvm) Take() []Operation {
+	var out []Operation
+	for _, o := range l.origins() {
+		what := bytes(o.size) + " for what is overwritten"
+		if o.Thin() {
+			what = "in the pool " + o.Pool
+		}
+		out = append(out, Operation{
+			Name: "snapshot " + o.path(), Place: OnHost, Command: o.create(),
+			Summary: fmt.Sprintf("Take a snapshot of the logical volume %s (%s)", o.path(), what),
+			Run: func(ctx context.Context) error {
+				return l.run(ctx, "taking a snapshot of "+o.path(), "sync && "+o.create())
+			},
+			Done: func(ctx context.Context) (bool, error) {
+				s, err := l.state(ctx, o)
+				return s.there, err
+			},
+		})
+	}
+	for _, o := range l.origins() {
+		for _, fs := range o.fileSystems {
+			if !below(l.Proof, fs.Target) || l.deeper(fs) {
+				continue
+			}
+			out = append(out, Operation{
+				Name: "open " + o.at(), Place: OnHost,
+				Summary: fmt.Sprintf("Open the snapshot, read-only, and find %s in it", l.Proof),
+				Command: l.open(o, fs),
+				Run:     func(ctx context.Context) error { return l.run(ctx, "opening the snapshot "+o.at(), l.open(o, fs)) },
+			})
+		}
+	}
+	return out
+}
+
+// deeper tells that the proof lies on another file system, mounted below this one.
+func (l lvm) deeper(fs FileSystem) bool {
+	return slices.ContainsFunc(l.Storage.FileSystems, func(other FileSystem) bool {
+		return len(other.Target) > len(fs.Target) && below(l.Proof, other.Target)
+	})
+}
+
+// open mounts the snapshot in a mount namespace of its own, which ends with the script. A journal is not
+// replayed: that would write.
+func (l lvm) open(o origin, fs FileSystem) string {
+	options := "ro"
+	switch fs.Type {
+	case "ext4", "ext3":
+		options = "ro,noload"
+	case "xfs":
+		options = "ro,norecovery,nouuid"
+	}
+	inside := "/mnt" + strings.TrimPrefix(l.Proof, strings.TrimSuffix(fs.Target, "/"))
+	script := fmt.Sprintf("mount -t %s -o %s %s /mnt && test -e %s", remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside))
+	return "unshare --mount sh -c " + remote.Quote(script)
+}
+
+// lvState is what LVM says of a snapshot.
+type lvState struct {
+	there    bool
+	full     float64 // per cent; of a thin one, its pool's
+	invalid  bool    // overflown
+	merging  bool    // the merge was asked for
+	underWay bool    // and has begun, which it does when the origin is activated
+}
+
+func (l lvm) state(ctx context.Context, o origin) (s lvState, err error) {
+	pool := o.Group + "/" + o.snapshot
+	if o.Thin() {
+		pool = o.Group + "/" + o.Pool
+	}
+	what := "looking at the logical volumes of " + o.Group
+	out, err := l.output(ctx, what, fmt.Sprintf(`lvs --reportformat json -a -o lv_name,lv_full_name,lv_snapshot_invalid,lv_merging,data_percent,metadata_percent %s
+if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": true}'; fi`, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
+	if err != nil {
+		return s, err
+	}
+	d := json.NewDecoder(strings.NewReader(out))
+	for d.More() {
+		var r struct {
+			report
+			Merge bool
+		}
+		if err := d.Decode(&r); err != nil {
+			return s, fmt.Errorf("%s: reading what lvs says: %w", what, err)
+		}
+		s.underWay = s.underWay || r.Merge
+		for _, part := range r.Report {
+			for _, lv := range part.LV {
+				full := strings.Trim(lv["lv_full_name"], "[]")
+				if name := strings.Trim(lv["lv_name"], "[]"); name == o.snapshot {
+					s.there = true
+					s.invalid = strings.Contains(lv["lv_snapshot_invalid"], "invalid")
+					s.merging = strings.Contains(lv["lv_merging"], "merging")
+				}
+				if full == pool || o.Group+"/"+strings.Trim(lv["lv_name"], "[]") == pool {
+					s.full = max(percent(lv["data_percent"]), percent(lv["metadata_percent"]))
+				}
+			}
+		}
+	}
+	return s, nil
+}
+
+func (l lvm) Fill(ctx context.Context) (part string, full float64, err error) {
+	for _, o := range l.origins() {
+		s, err := l.state(ctx, o)
+		switch {
+		case err != nil:
+			return "", 0, err
+		case !s.there || s.merging:
+			continue
+		case s.invalid:
+			return o.at(), 100, nil
+		case s.full > full:
+			part, full = o.at(), s.full
+			if o.Thin() {
+				part = o.Group + "/" + o.Pool
+			}
+		}
+	}
+	return part, full, nil
+}
+
+func (l lvm) Return() []Operation {
+	var out []Operation
+	for _, o := range l.origins() {
+		out = append(out, Operation{
+			Name: "merge " + o.at(), Place: OnHost,
+			Summary: fmt.Sprintf("Merge the snapshot into %s; as that is in use, with the next start of the host", o.path()),
+			Command: "lvconvert --yes --merge " + remote.Quote(o.at()),
+			Run: func(ctx context.Context) error {
+				s, err := l.state(ctx, o)
+				switch {
+				case err != nil:
+					return err
+				case s.invalid:
+					return fmt.Errorf("the snapshot %s has overflown and holds nothing any more: %s", o.at(), otherwise)
+				case !s.there:
+					return fmt.Errorf("there is no snapshot %s on the host: %s", o.at(), otherwise)
+				}
+				return l.run(ctx, "merging the snapshot "+o.at(), "lvconvert --yes --merge "+remote.Quote(o.at()))
+			},
+			Done: func(ctx context.Context) (bool, error) {
+				s, err := l.state(ctx, o)
+				return !s.there || s.merging, err
+			},
+		})
+	}
+	out = append(out, Operation{
+		Name: "reboot", Place: OnHost, Command: "systemctl reboot",
+		Summary: "Restart the host: the merge begins with it; wait until it answers again",
+		Run:     func(ctx context.Context) error { return reboot(ctx, l.Ask) },
+		Done: func(ctx context.Context) (bool, error) {
+			for _, o := range l.origins() {
+				if s, err := l.state(ctx, o); err != nil || s.there && !s.underWay {
+					return false, err
+				}
+			}
+			return true, nil
+		},
+	})
+	for _, o := range l.origins() {
+		out = append(out, Operation{
+			Name: "merged " + o.at(), Place: OnHost,
+			Summary: fmt.Sprintf("Wait until the snapshot is merged into %s; the host is in use meanwhile", o.path()),
+			Command: "lvs " + remote.Quote(o.Group),
+			Run:     func(ctx context.Context) error { return l.merged(ctx, o) },
+		})
+	}
+	return out
+}
+
+// mergeStep is how often a merge is looked at.
+const mergeStep = 2 * time.Second
+
+func (l lvm) merged(ctx context.Context, o origin) error {
+	t := l.Progress.Wait("Merging the snapshot into " + o.path())
+	defer t.Done()
+	for {
+		s, err := l.state(ctx, o)
+		switch {
+		case err != nil:
+			return err
+		case !s.there:
+			return nil
+		case s.invalid:
+			return fmt.Errorf("the snapshot %s became invalid while it was merged: %s", o.at(), otherwise)
+		}
+		t.Detail(fmt.Sprintf("%.0f %% left", max(0, s.full)))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(mergeStep):
+		}
+	}
+}
+
+func (l lvm) Remove() []Operation {
+	var out []Operation
+	for _, o := range l.origins() {
+		command := "lvremove --yes " + remote.Quote(o.at())
+		out = append(out, Operation{
+			Name: "remove " + o.at(), Place: OnHost, Command: command,
+			Summary: fmt.Sprintf("Remove the snapshot of %s", o.path()),
+			Run: func(ctx context.Context) error {
+				if s, err := l.state(ctx, o); err != nil || !s.there {
+					return err
+				}
+				return l.run(ctx, "removing the snapshot "+o.at(), command)
+			},
+		})
+	}
+	return out
+}

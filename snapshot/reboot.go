@@ -1,0 +1,67 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+const (
+	rebootDeadline = 15 * time.Minute // servers test their memory at length
+	rebootStep     = 2 * time.Second
+	rebootAsk      = 20 * time.Second // for one look, so that a line that hangs does not hold the wait
+)
+
+// reboot restarts the host and waits until it answers with another boot id.
+func reboot(ctx context.Context, a Ask) error {
+	h, err := a.Host(ctx)
+	if err != nil {
+		return err
+	}
+	before, err := h.Output(ctx, bootID)
+	if err != nil {
+		return failed(h, "reading its boot id", err)
+	}
+	// Detached, so that the answer comes before the line ends.
+	err = h.Run(ctx, "systemd-run --collect --on-active=1 systemctl reboot")
+	if err != nil && !errors.Is(err, remote.ErrConnectionLost) {
+		return failed(h, "restarting it", err)
+	}
+	return answers(ctx, a, func(now string) bool { return now != before })
+}
+
+const bootID = "cat /proc/sys/kernel/random/boot_id"
+
+// answers waits until the host answers with a boot id that is the right one.
+func answers(ctx context.Context, a Ask, right func(bootID string) bool) error {
+	h, err := a.Host(ctx)
+	if err != nil {
+		return err
+	}
+	t := a.Progress.Wait("Waiting for host " + h.Name() + " to start again")
+	defer t.Done()
+	deadline := time.Now().Add(rebootDeadline)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rebootStep):
+		}
+		look, cancel := context.WithTimeout(ctx, rebootAsk)
+		now, err := h.Output(look, bootID)
+		cancel()
+		switch {
+		case err == nil && right(now):
+			return nil
+		case time.Now().Before(deadline):
+			continue
+		case err == nil:
+			return fmt.Errorf("host %s: it was told to restart and has not done so for %s: restart it by hand, then repeat the command", h.Name(), rebootDeadline)
+		default:
+			return fmt.Errorf("host %s: it was restarted and does not answer after %s: look at its console, then repeat the command: %w", h.Name(), rebootDeadline, err)
+		}
+	}
+}

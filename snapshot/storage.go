@@ -1,0 +1,171 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+// Storage is where the paths that a rebuild touches lie, and what is underneath.
+type Storage struct {
+	FileSystems []FileSystem    `json:"fileSystems,omitempty"`
+	Logical     []LogicalVolume `json:"logicalVolumes,omitempty"`
+	Groups      []VolumeGroup   `json:"volumeGroups,omitempty"`
+	// Missing are the tools that are not there although something on the host needs them.
+	Missing []string `json:"missing,omitempty"`
+}
+
+// FileSystem is one with paths that a rebuild touches.
+type FileSystem struct {
+	Target string `json:"target"` // where it is mounted
+	Source string `json:"source"`
+	Type   string `json:"type"`
+	Root   string `json:"root"`   // what of it is mounted: / or a subvolume
+	Device string `json:"device"` // major:minor
+	UUID   string `json:"uuid,omitempty"`
+	// Paths are those that lie there.
+	Paths []string `json:"paths"`
+}
+
+// LogicalVolume of LVM; sizes are in bytes.
+type LogicalVolume struct {
+	Group  string `json:"group"`
+	Name   string `json:"name"`
+	Device string `json:"device"` // major:minor
+	Size   int64  `json:"size"`
+	Type   string `json:"type"`           // segment type: linear, thin, thin-pool, …
+	Pool   string `json:"pool,omitempty"` // of a thin volume
+	Origin string `json:"origin,omitempty"`
+	// Data and Metadata are how full a pool or a snapshot is, in per cent; negative when unknown.
+	Data     float64 `json:"data"`
+	Metadata float64 `json:"metadata"`
+}
+
+// Thin tells whether snapshots of the volume share its pool.
+func (v LogicalVolume) Thin() bool { return v.Pool != "" }
+
+func (v LogicalVolume) path() string { return v.Group + "/" + v.Name }
+
+// VolumeGroup of LVM; sizes are in bytes.
+type VolumeGroup struct {
+	Name   string `json:"name"`
+	Free   int64  `json:"free"`
+	Extent int64  `json:"extent"`
+}
+
+// readings prints JSON documents one after the other: findmnt's for every path, of which the nearest directory
+// that is there counts, then those of LVM, where a volume of it is about.
+const readings = `
+for p in %s; do
+  while [ ! -e "$p" ]; do p=$(dirname -- "$p"); done
+  findmnt -J -o TARGET,SOURCE,FSTYPE,FSROOT,MAJ:MIN,UUID -T "$p" || exit 1
+done
+if command -v lvs >/dev/null; then
+  lvs --reportformat json --units b --nosuffix -a -o vg_name,lv_name,lv_size,segtype,pool_lv,origin,data_percent,metadata_percent,lv_kernel_major,lv_kernel_minor 2>/dev/null &&
+  vgs --reportformat json --units b --nosuffix -o vg_name,vg_free,vg_extent_size 2>/dev/null || echo '{"missing": "lvs"}'
+elif ls -d /sys/block/dm-*/dm/uuid >/dev/null 2>&1 && grep -qs ^LVM- /sys/block/dm-*/dm/uuid; then
+  echo '{"missing": "lvm2"}'
+fi`
+
+// Look reads where the paths lie. It changes nothing.
+func Look(ctx context.Context, h *remote.Host, paths []string) (Storage, error) {
+	out, err := h.Output(ctx, fmt.Sprintf(readings, remote.Quote(paths...)))
+	if err == nil {
+		var s Storage
+		if s, err = parse(out, paths); err == nil {
+			return s, nil
+		}
+	}
+	return Storage{}, failed(h, "reading what its file systems lie on", err)
+}
+
+// report is any of the documents.
+type report struct {
+	FileSystems []struct {
+		Target, Source, FSType, FSRoot, UUID string
+		Device                               string `json:"maj:min"`
+	}
+	Report []struct {
+		LV []map[string]string
+		VG []map[string]string
+	}
+	Missing string
+}
+
+func parse(out string, paths []string) (s Storage, err error) {
+	d := json.NewDecoder(strings.NewReader(out))
+	for n := 0; d.More(); {
+		var r report
+		if err := d.Decode(&r); err != nil {
+			return s, err
+		}
+		if len(r.FileSystems) > 0 {
+			if n == len(paths) {
+				return s, fmt.Errorf("more file systems than the %d paths asked for", n)
+			}
+			f := r.FileSystems[0]
+			s.place(FileSystem{Target: f.Target, Source: f.Source, Type: f.FSType, Root: f.FSRoot, Device: strings.TrimSpace(f.Device), UUID: f.UUID}, paths[n])
+			n++
+		}
+		for _, part := range r.Report {
+			for _, lv := range part.LV {
+				s.Logical = append(s.Logical, LogicalVolume{Group: lv["vg_name"], Name: strings.Trim(lv["lv_name"], "[]"), Size: whole(lv["lv_size"]), Type: lv["segtype"],
+					Pool: lv["pool_lv"], Origin: lv["origin"], Data: percent(lv["data_percent"]), Metadata: percent(lv["metadata_percent"]),
+					Device: lv["lv_kernel_major"] + ":" + lv["lv_kernel_minor"]})
+			}
+			for _, vg := range part.VG {
+				s.Groups = append(s.Groups, VolumeGroup{Name: vg["vg_name"], Free: whole(vg["vg_free"]), Extent: whole(vg["vg_extent_size"])})
+			}
+		}
+		if r.Missing != "" {
+			s.Missing = append(s.Missing, r.Missing)
+		}
+	}
+	return s, nil
+}
+
+// place notes that a path lies on a file system.
+func (s *Storage) place(fs FileSystem, path string) {
+	i := slices.IndexFunc(s.FileSystems, func(x FileSystem) bool { return x.Target == fs.Target && x.Device == fs.Device })
+	if i < 0 {
+		i = len(s.FileSystems)
+		s.FileSystems = append(s.FileSystems, fs)
+	}
+	s.FileSystems[i].Paths = append(s.FileSystems[i].Paths, path)
+}
+
+func whole(text string) int64 {
+	n, _ := strconv.ParseInt(text, 10, 64)
+	return n
+}
+
+func percent(text string) float64 {
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// logicalVolume is what the file system lies on directly, nil when that is none.
+func (s Storage) logicalVolume(fs FileSystem) *LogicalVolume {
+	i := slices.IndexFunc(s.Logical, func(v LogicalVolume) bool { return v.Device == fs.Device })
+	if i < 0 {
+		return nil
+	}
+	return &s.Logical[i]
+}
+
+func (s Storage) group(name string) VolumeGroup {
+	for _, g := range s.Groups {
+		if g.Name == name {
+			return g
+		}
+	}
+	return VolumeGroup{Name: name}
+}
