@@ -23,7 +23,11 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 		if strings.TrimSpace(s.Reason) == "" {
 			errs = append(errs, field.Required(path.Child("reason"), "say why no snapshot is taken; the journal keeps it"))
 		}
-	case SnapshotLVM:
+	case SnapshotLVM, SnapshotBtrfs, SnapshotZFS:
+	case SnapshotScaleway:
+		if s.Scaleway == nil {
+			errs = append(errs, field.Required(path.Child("scaleway"), "name the server: product, zone, id"))
+		}
 	case SnapshotCommand:
 		if s.Command == nil {
 			errs = append(errs, field.Required(path.Child("command"), "name the commands that make a snapshot, look at it, return to it and remove it"))
@@ -36,6 +40,7 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 	only("reason", s.Reason != "", SnapshotNone)
 	only("size", s.Size != "", SnapshotLVM)
 	only("command", s.Command != nil, SnapshotCommand)
+	only("scaleway", s.Scaleway != nil, SnapshotScaleway)
 	if s.Keep && s.Method == SnapshotNone {
 		errs = append(errs, field.Forbidden(path.Child("keep"), "there is no snapshot to keep with method none; remove it"))
 	}
@@ -66,7 +71,7 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 	return errs
 }
 
-var snapshotMethods = []SnapshotMethod{SnapshotNone, SnapshotLVM, SnapshotCommand}
+var snapshotMethods = []SnapshotMethod{SnapshotNone, SnapshotLVM, SnapshotBtrfs, SnapshotZFS, SnapshotScaleway, SnapshotCommand}
 
 func joined(methods []SnapshotMethod) string {
 	var out []string

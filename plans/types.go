@@ -165,14 +165,25 @@ const (
 	SnapshotNone SnapshotMethod = "none"
 	// SnapshotLVM takes snapshots of logical volumes.
 	SnapshotLVM SnapshotMethod = "lvm"
+	// SnapshotBtrfs takes snapshots of btrfs subvolumes.
+	SnapshotBtrfs SnapshotMethod = "btrfs"
+	// SnapshotZFS takes snapshots of ZFS datasets.
+	SnapshotZFS SnapshotMethod = "zfs"
+	// SnapshotScaleway goes through Scaleway's API.
+	SnapshotScaleway SnapshotMethod = "scaleway"
 	// SnapshotCommand runs the plan's own commands.
 	SnapshotCommand SnapshotMethod = "command"
 )
 
+// OnItsDisks tells whether a snapshot by this method lies on the disks that it is of.
+func (m SnapshotMethod) OnItsDisks() bool {
+	return m == SnapshotLVM || m == SnapshotBtrfs || m == SnapshotZFS
+}
+
 // Snapshot is a snapshot of the whole host, taken before anything else is done and beside the backup set.
 type Snapshot struct {
-	// How it is taken. "lvm": of the logical volumes that hold what the rebuild touches. "command": by commands of your own. "none": not at all, for a reason.
-	Method SnapshotMethod `json:"method" jsonschema:"enum=none,enum=lvm,enum=command"`
+	// How it is taken. "lvm", "btrfs", "zfs": of the logical volumes, subvolumes or datasets that hold what the rebuild touches. "scaleway": through Scaleway's API. "command": by commands of your own. "none": not at all, for a reason.
+	Method SnapshotMethod `json:"method" jsonschema:"enum=none,enum=lvm,enum=btrfs,enum=zfs,enum=scaleway,enum=command"`
 	// With method none: why there is none. The journal keeps it.
 	Reason string `json:"reason,omitempty"`
 	// With method lvm: room for what is overwritten meanwhile, for each logical volume that is not thin, as in "20Gi". Default: half of the volume.
@@ -181,7 +192,30 @@ type Snapshot struct {
 	Keep bool `json:"keep,omitempty"`
 	// With method command: the commands.
 	Command *SnapshotCommands `json:"command,omitempty"`
+	// With method scaleway: which server, and what of it.
+	Scaleway *ScalewayServer `json:"scaleway,omitempty"`
 }
+
+// ScalewayServer is a server at Scaleway. The API's credentials come from its environment variables (SCW_ACCESS_KEY,
+// SCW_SECRET_KEY) or its configuration file, never from the plan.
+type ScalewayServer struct {
+	// What kind it is: "instance" has snapshots; "elastic-metal" and "dedibox" are imaged in rescue mode.
+	Product ScalewayProduct `json:"product" jsonschema:"enum=instance,enum=elastic-metal,enum=dedibox"`
+	// Its zone, as in "fr-par-1".
+	Zone string `json:"zone"`
+	// Its ID: a UUID, or a Dedibox's number.
+	ID string `json:"id"`
+}
+
+// ScalewayProduct is a kind of server.
+type ScalewayProduct string
+
+// The kinds.
+const (
+	ScalewayInstance     ScalewayProduct = "instance"
+	ScalewayElasticMetal ScalewayProduct = "elastic-metal"
+	ScalewayDedibox      ScalewayProduct = "dedibox"
+)
 
 // SnapshotCommands are programs with arguments, no shell is involved. Each can be run more than once.
 type SnapshotCommands struct {

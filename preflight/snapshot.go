@@ -13,17 +13,18 @@ import (
 func hostSnapshot(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	spec := p.Spec.Snapshot
 	if spec == nil {
-		if can := snapshot.Proposed(f.Host.Storage); can != plans.SnapshotNone {
+		if can, _ := snapshot.Proposed(f.Host.Storage); can != plans.SnapshotNone {
 			out = append(out, Finding{ID: "snapshot.none", Severity: Note,
 				Detail: "no snapshot is taken of the host, and its storage allows one",
 				Remedy: fmt.Sprintf("`spec: {snapshot: {method: %s}}` in the plan", can)})
 		}
 		return out
 	}
-	if spec.Method == plans.SnapshotNone {
+	method := snapshot.New(snapshot.Ask{Plan: spec, Name: p.Metadata.Name, Storage: f.Host.Storage})
+	if method == nil {
 		return nil
 	}
-	for _, problem := range snapshot.Problems(spec, p.Metadata.Name, f.Host.Storage) {
+	for _, problem := range method.Problems() {
 		field := "spec.snapshot"
 		if problem.Field != "" {
 			field += "." + problem.Field
@@ -33,12 +34,12 @@ func hostSnapshot(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	if len(out) > 0 {
 		return out
 	}
-	if outside := snapshot.Outside(f.Host.Storage, spec.Method); len(outside) > 0 {
+	if outside := method.Outside(); len(outside) > 0 {
 		out = append(out, Finding{ID: "snapshot.holds", Severity: Warning,
-			Detail: fmt.Sprintf("the snapshot (%s) does not hold %s: the rollback cannot go by way of it alone", spec.Method, strings.Join(outside, ", ")),
+			Detail: fmt.Sprintf("the snapshot (%s) does not hold %s: a rollback cannot go by way of it", spec.Method, strings.Join(outside, ", ")),
 			Remedy: "nothing to do for a rollback from the backup set; for one by way of the snapshot choose a method that holds them"})
 	}
-	if spec.Method != plans.SnapshotCommand {
+	if spec.Method.OnItsDisks() {
 		out = append(out, Finding{ID: "snapshot.checkpoint", Severity: Note,
 			Detail: fmt.Sprintf("the snapshot (%s) lies on the disks that it is of: it is a checkpoint to return to, and no backup", spec.Method),
 			Remedy: "nothing to do: the backup set lies on the laptop"})

@@ -148,7 +148,8 @@ func wayBack(steps []Step, state State, to string, detour *Detour) (out []Step, 
 	for i := range out {
 		out[i].Undo = nil
 		if out[i].Name == at {
-			out[i].Undo = detour.Undo
+			// One after the other: each of its actions builds on the one before.
+			out[i].Undo, out[i].Parallel = detour.Undo, 0
 		}
 	}
 	return out, at, nil

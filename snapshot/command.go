@@ -4,16 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"strings"
 
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
 )
 
-// command takes snapshots with the user's own programs, of which the exit status alone is understood.
-type command struct{ Ask }
+// command takes snapshots with the user's own programs, of which the exit status alone is understood. Their output may
+// hold anything: it is shown where the run shows it, and is in no error.
+type command struct{ base }
+
+func (command) Problems() []Problem { return nil }
+
+// Outside is the user's to know.
+func (command) Outside() []string { return nil }
 
 func (c command) place() Place {
 	if c.Plan.Command.On == plans.OnLaptop {
@@ -22,25 +26,59 @@ func (c command) place() Place {
 	return OnHost
 }
 
-// run performs one of the commands. Its output is the error's, where it fails.
-func (c command) perform(ctx context.Context, field string, argv []string) error {
-	if c.place() == OnHost {
-		return c.Ask.run(ctx, fmt.Sprintf("spec.snapshot.command.%s %q", field, strings.Join(argv, " ")), remote.Quote(argv...))
+// program is one of the plan's four.
+type program struct {
+	name string
+	argv []string
+}
+
+func (c command) programs() []program {
+	p := c.Plan.Command
+	return []program{{"create", p.Create}, {"status", p.Status}, {"restore", p.Restore}, {"delete", p.Delete}}
+}
+
+// Ready looks for the host's programs; those of the laptop are looked for when the plan is read.
+func (c command) Ready(ctx context.Context) error {
+	if c.place() == OnLaptop {
+		return nil
 	}
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = os.Environ()
-	if out, err := cmd.CombinedOutput(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	h, err := c.Host(ctx)
+	if err != nil {
+		return err
+	}
+	var missing []error
+	for _, p := range c.programs() {
+		err := h.Run(ctx, "cd / && command -v "+remote.Quote(p.argv[0])+" >/dev/null")
+		var exit *remote.ExitError
+		switch {
+		case errors.As(err, &exit):
+			missing = append(missing, fmt.Errorf("spec.snapshot.command.%s[0]: host %s has no program %q; install it there, or write its path", p.name, h.Name(), p.argv[0]))
+		case err != nil:
+			return failed(h, "looking for the programs of spec.snapshot.command", err)
 		}
-		return fmt.Errorf("laptop: spec.snapshot.command.%s %q: %w; its output:\n%s", field, strings.Join(argv, " "), err, out)
+	}
+	return errors.Join(missing...)
+}
+
+// perform runs one of the programs.
+func (c command) perform(ctx context.Context, p program) error {
+	var err error
+	if c.place() == OnLaptop {
+		if err = c.Here(ctx, p.argv); err != nil {
+			err = fmt.Errorf("laptop: %w", err)
+		}
+	} else {
+		err = c.Job(ctx, "snapshot-"+p.name, "Running spec.snapshot.command."+p.name, "exec "+remote.Quote(p.argv...)+"\n")
+	}
+	if err != nil {
+		return fmt.Errorf("spec.snapshot.command.%s: %w", p.name, err)
 	}
 	return nil
 }
 
 // there asks the status command: it succeeds while the snapshot is there.
 func (c command) there(ctx context.Context) (bool, error) {
-	err := c.perform(ctx, "status", c.Plan.Command.Status)
+	err := c.perform(ctx, program{"status", c.Plan.Command.Status})
 	var local *exec.ExitError
 	var there *remote.ExitError
 	if errors.As(err, &local) || errors.As(err, &there) {
@@ -49,46 +87,46 @@ func (c command) there(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
-func (c command) Take() []Operation {
-	p := c.Plan.Command
-	return []Operation{{
-		Name: "create", Place: c.place(), Command: remote.Quote(p.Create...),
-		Summary: "Take the snapshot with the plan's own command",
-		Run:     func(ctx context.Context) error { return c.perform(ctx, "create", p.Create) },
-		Done:    c.there,
-	}, {
-		Name: "status", Place: c.place(), Command: remote.Quote(p.Status...),
-		Summary: "Ask the plan's own command whether the snapshot is there",
-		Run:     func(ctx context.Context) error { return c.perform(ctx, "status", p.Status) },
-	}}
+// operation runs one of the programs.
+func (c command) operation(name string, argv []string, summary string) Operation {
+	return Operation{
+		Name: name, Place: c.place(), Command: remote.Quote(argv...), Summary: summary,
+		Run: func(ctx context.Context) error { return c.perform(ctx, program{name, argv}) },
+	}
 }
 
-func (command) Fill(context.Context) (string, float64, error) { return "", 0, nil }
+func (c command) Take() []Operation {
+	p := c.Plan.Command
+	create := c.operation("create", p.Create, "Take the snapshot with the plan's own command")
+	create.Done = c.there
+	return []Operation{create, c.operation("status", p.Status, "Ask the plan's own command whether the snapshot is there")}
+}
 
 func (c command) Return() []Operation {
 	p := c.Plan.Command
-	return []Operation{{
-		Name: "restore", Place: c.place(), Command: remote.Quote(p.Restore...),
-		Summary: "Return to the snapshot with the plan's own command, and wait until the host answers",
-		Run: func(ctx context.Context) error {
-			if err := c.perform(ctx, "restore", p.Restore); err != nil && !errors.Is(err, remote.ErrConnectionLost) {
-				return err
-			}
-			return answers(ctx, c.Ask, func(string) bool { return true })
-		},
-	}}
+	restore := c.operation("restore", p.Restore, "Return to the snapshot with the plan's own command, and wait until the host answers")
+	restore.Run = func(ctx context.Context) error {
+		h, err := c.Host(ctx)
+		if err != nil {
+			return err
+		}
+		before, err := h.Output(ctx, bootID)
+		if err != nil {
+			return failed(h, "reading its boot id", err)
+		}
+		err = c.perform(ctx, program{"restore", p.Restore})
+		if errors.Is(err, remote.ErrJobLost) || errors.Is(err, remote.ErrNoJob) || errors.Is(err, remote.ErrConnectionLost) {
+			// The restart that the command brings about ends it, too. Nothing else may.
+			return answers(ctx, c.Ask, func(now string) bool { return now != before })
+		}
+		if err != nil {
+			return err
+		}
+		return answers(ctx, c.Ask, func(string) bool { return true })
+	}
+	return []Operation{c.operation("status", p.Status, "Ask the plan's own command whether the snapshot is there"), restore}
 }
 
 func (c command) Remove() []Operation {
-	p := c.Plan.Command
-	return []Operation{{
-		Name: "delete", Place: c.place(), Command: remote.Quote(p.Delete...),
-		Summary: "Remove the snapshot with the plan's own command",
-		Run: func(ctx context.Context) error {
-			if there, err := c.there(ctx); err != nil || !there {
-				return err
-			}
-			return c.perform(ctx, "delete", p.Delete)
-		},
-	}}
+	return []Operation{c.operation("delete", c.Plan.Command.Delete, "Remove the snapshot with the plan's own command")}
 }

@@ -14,7 +14,7 @@ import (
 // lvm takes snapshots of logical volumes. Of a thick volume the snapshot holds what is overwritten in extents of
 // its own, and is lost when these are full; a thin one's shares the pool. The return merges it into its origin,
 // which the kernel defers until the origin is activated anew: until the reboot.
-type lvm struct{ Ask }
+type lvm struct{ base }
 
 // origin is a logical volume with what lies on it.
 type origin struct {
@@ -67,14 +67,17 @@ func (l lvm) extents(o origin, asked int64) int64 {
 // fullPool is how full, in per cent, a pool may be before a snapshot is taken of a volume in it.
 const fullPool = 80
 
-func (l lvm) problems() []Problem {
+// Outside are the paths on anything but a logical volume.
+func (l lvm) Outside() []string {
+	return outside(l.Storage, func(fs FileSystem) bool { return l.Storage.logicalVolume(fs) != nil })
+}
+
+func (l lvm) Problems() []Problem {
 	var out []Problem
 	for _, tool := range l.Storage.Missing {
 		out = append(out, Problem{Detail: fmt.Sprintf("the host has logical volumes, and they cannot be read with %s", tool), Remedy: "`apt install lvm2`, or what your distribution calls it; `lvs` shows what is wrong"})
 	}
-	if outside := Outside(l.Storage, l.Plan.Method); len(outside) == 0 {
-		// all of it
-	} else if len(l.origins()) == 0 {
+	if len(l.origins()) == 0 {
 		var on []string
 		for _, fs := range l.Storage.FileSystems {
 			on = append(on, fmt.Sprintf("%s on %s (%s)", fs.Target, fs.Source, fs.Type))
@@ -159,6 +162,9 @@ func (l lvm) deeper(fs FileSystem) bool {
 	})
 }
 
+// opened is where a snapshot is opened; /run is writable where nothing else may be.
+const opened = "/run/k3s-dualstack-snapshot"
+
 // open mounts the snapshot in a mount namespace of its own, which ends with the script. A journal is not
 // replayed: that would write.
 func (l lvm) open(o origin, fs FileSystem) string {
@@ -169,8 +175,8 @@ func (l lvm) open(o origin, fs FileSystem) string {
 	case "xfs":
 		options = "ro,norecovery,nouuid"
 	}
-	inside := "/mnt" + strings.TrimPrefix(l.Proof, strings.TrimSuffix(fs.Target, "/"))
-	script := fmt.Sprintf("mount -t %s -o %s %s /mnt && test -e %s", remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside))
+	inside := opened + strings.TrimPrefix(l.Proof, strings.TrimSuffix(fs.Target, "/"))
+	script := fmt.Sprintf("mkdir -p %[1]s && mount -t %[2]s -o %[3]s %[4]s %[1]s && test -e %[5]s", opened, remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside))
 	return "unshare --mount sh -c " + remote.Quote(script)
 }
 
@@ -183,13 +189,15 @@ type lvState struct {
 	underWay bool    // and has begun, which it does when the origin is activated
 }
 
+// state reads what LVM says of a snapshot. A return is under way when the kernel's table of the origin is of a
+// merge (thick), or when the name is gone (thin: with its next activation the snapshot is the origin).
 func (l lvm) state(ctx context.Context, o origin) (s lvState, err error) {
-	pool := o.Group + "/" + o.snapshot
+	pool := o.at()
 	if o.Thin() {
 		pool = o.Group + "/" + o.Pool
 	}
 	what := "looking at the logical volumes of " + o.Group
-	out, err := l.output(ctx, what, fmt.Sprintf(`lvs --reportformat json -a -o lv_name,lv_full_name,lv_snapshot_invalid,lv_merging,data_percent,metadata_percent %s
+	out, err := l.output(ctx, what, fmt.Sprintf(`lvs --reportformat json -a -o lv_name,lv_snapshot_invalid,lv_merging,data_percent,metadata_percent %s || exit
 if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": true}'; fi`, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
 	if err != nil {
 		return s, err
@@ -206,13 +214,13 @@ if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": 
 		s.underWay = s.underWay || r.Merge
 		for _, part := range r.Report {
 			for _, lv := range part.LV {
-				full := strings.Trim(lv["lv_full_name"], "[]")
-				if name := strings.Trim(lv["lv_name"], "[]"); name == o.snapshot {
+				name := strings.Trim(lv["lv_name"], "[]")
+				if name == o.snapshot {
 					s.there = true
 					s.invalid = strings.Contains(lv["lv_snapshot_invalid"], "invalid")
 					s.merging = strings.Contains(lv["lv_merging"], "merging")
 				}
-				if full == pool || o.Group+"/"+strings.Trim(lv["lv_name"], "[]") == pool {
+				if o.Group+"/"+name == pool {
 					s.full = max(percent(lv["data_percent"]), percent(lv["metadata_percent"]))
 				}
 			}
@@ -241,61 +249,59 @@ func (l lvm) Fill(ctx context.Context) (part string, full float64, err error) {
 	return part, full, nil
 }
 
-func (l lvm) Return() []Operation {
-	var out []Operation
+// whole looks whether every snapshot is there and holds what it should.
+func (l lvm) whole(ctx context.Context) error {
 	for _, o := range l.origins() {
-		out = append(out, Operation{
-			Name: "merge " + o.at(), Place: OnHost,
-			Summary: fmt.Sprintf("Merge the snapshot into %s; as that is in use, with the next start of the host", o.path()),
-			Command: "lvconvert --yes --merge " + remote.Quote(o.at()),
+		s, err := l.state(ctx, o)
+		switch {
+		case err != nil:
+			return err
+		case !s.there:
+			return fmt.Errorf("there is no snapshot %s on the host: %s", o.at(), otherwise)
+		case s.invalid:
+			return fmt.Errorf("the snapshot %s has overflown and holds nothing any more: %s", o.at(), otherwise)
+		}
+	}
+	return nil
+}
+
+func (l lvm) Return() []Operation {
+	look := Operation{Name: "look", Place: OnHost, Summary: "See that every snapshot is there and whole", Run: l.whole}
+	var merges, merged []Operation
+	for _, o := range l.origins() {
+		look.Command = "lvs -o +lv_snapshot_invalid " + remote.Quote(o.Group)
+		merge := "lvconvert --yes --merge " + remote.Quote(o.at())
+		merges = append(merges, Operation{
+			Name: "merge " + o.at(), Place: OnHost, Command: merge,
+			Summary: fmt.Sprintf("Have the snapshot merged into %s, with the next start of the host where that is in use", o.path()),
 			Run: func(ctx context.Context) error {
-				s, err := l.state(ctx, o)
-				switch {
-				case err != nil:
-					return err
-				case s.invalid:
-					return fmt.Errorf("the snapshot %s has overflown and holds nothing any more: %s", o.at(), otherwise)
-				case !s.there:
-					return fmt.Errorf("there is no snapshot %s on the host: %s", o.at(), otherwise)
-				}
-				return l.run(ctx, "merging the snapshot "+o.at(), "lvconvert --yes --merge "+remote.Quote(o.at()))
+				return l.run(ctx, "having the snapshot "+o.at()+" merged", restartMark+" && "+merge)
 			},
+			// It was there when this began: one that is gone is merged.
 			Done: func(ctx context.Context) (bool, error) {
 				s, err := l.state(ctx, o)
 				return !s.there || s.merging, err
 			},
 		})
-	}
-	out = append(out, Operation{
-		Name: "reboot", Place: OnHost, Command: "systemctl reboot",
-		Summary: "Restart the host: the merge begins with it; wait until it answers again",
-		Run:     func(ctx context.Context) error { return reboot(ctx, l.Ask) },
-		Done: func(ctx context.Context) (bool, error) {
-			for _, o := range l.origins() {
-				if s, err := l.state(ctx, o); err != nil || s.there && !s.underWay {
-					return false, err
-				}
-			}
-			return true, nil
-		},
-	})
-	for _, o := range l.origins() {
-		out = append(out, Operation{
-			Name: "merged " + o.at(), Place: OnHost,
+		merged = append(merged, Operation{
+			Name: "merged " + o.at(), Place: OnHost, Command: "lvs -a -o name,data_percent,lv_merging " + remote.Quote(o.Group),
 			Summary: fmt.Sprintf("Wait until the snapshot is merged into %s; the host is in use meanwhile", o.path()),
-			Command: "lvs " + remote.Quote(o.Group),
-			Run:     func(ctx context.Context) error { return l.merged(ctx, o) },
+			Run:     func(ctx context.Context) error { return l.waitMerged(ctx, o) },
 		})
 	}
-	return out
+	return slices.Concat([]Operation{look}, merges, []Operation{l.restart("the merge begins with it")}, merged)
 }
 
-// mergeStep is how often a merge is looked at.
-const mergeStep = 2 * time.Second
+const (
+	mergeStep = 2 * time.Second
+	// mergeStall is for how long a merge may be seen to make no progress.
+	mergeStall = 10 * time.Minute
+)
 
-func (l lvm) merged(ctx context.Context, o origin) error {
-	t := l.Progress.Wait("Merging the snapshot into " + o.path())
+func (l lvm) waitMerged(ctx context.Context, o origin) error {
+	t := l.Progress.Wait("Waiting for " + o.at() + " to be merged")
 	defer t.Done()
+	last, since := -1.0, time.Now()
 	for {
 		s, err := l.state(ctx, o)
 		switch {
@@ -304,7 +310,11 @@ func (l lvm) merged(ctx context.Context, o origin) error {
 		case !s.there:
 			return nil
 		case s.invalid:
-			return fmt.Errorf("the snapshot %s became invalid while it was merged: %s", o.at(), otherwise)
+			return fmt.Errorf("the snapshot %s became invalid while it was merged into %s, whose contents cannot be trusted now: look at `lvs -a` and the kernel's messages on the host", o.at(), o.path())
+		case s.full != last:
+			last, since = s.full, time.Now()
+		case time.Since(since) > mergeStall:
+			return fmt.Errorf("the merge of %s has made no progress for %s: look at `lvs -a` on the host; `lvchange --refresh %s` begins one that waits, otherwise restart the host; then repeat the command", o.at(), mergeStall, o.path())
 		}
 		t.Detail(fmt.Sprintf("%.0f %% left", max(0, s.full)))
 		select {
@@ -315,6 +325,24 @@ func (l lvm) merged(ctx context.Context, o origin) error {
 	}
 }
 
+// Pending are the merges that were asked for and have not begun.
+func (l lvm) Pending(ctx context.Context) (string, error) {
+	var waiting []string
+	for _, o := range l.origins() {
+		s, err := l.state(ctx, o)
+		if err != nil {
+			return "", err
+		}
+		if s.merging && !s.underWay {
+			waiting = append(waiting, o.at())
+		}
+	}
+	if len(waiting) == 0 {
+		return "", nil
+	}
+	return fmt.Sprintf("the merge of %s waits for the host's next start, and would then undo whatever was done until then", strings.Join(waiting, ", ")), nil
+}
+
 func (l lvm) Remove() []Operation {
 	var out []Operation
 	for _, o := range l.origins() {
@@ -323,8 +351,12 @@ func (l lvm) Remove() []Operation {
 			Name: "remove " + o.at(), Place: OnHost, Command: command,
 			Summary: fmt.Sprintf("Remove the snapshot of %s", o.path()),
 			Run: func(ctx context.Context) error {
-				if s, err := l.state(ctx, o); err != nil || !s.there {
+				s, err := l.state(ctx, o)
+				switch {
+				case err != nil || !s.there:
 					return err
+				case s.merging:
+					return fmt.Errorf("the snapshot %s is being merged into %s and cannot be removed: restart the host, then repeat the command", o.at(), o.path())
 				}
 				return l.run(ctx, "removing the snapshot "+o.at(), command)
 			},

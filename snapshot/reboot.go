@@ -15,8 +15,27 @@ const (
 	rebootAsk      = 20 * time.Second // for one look, so that a line that hangs does not hold the wait
 )
 
+// restartMark notes on the host, until it is started anew, that it has to be: /run does not outlive a start.
+const restartMark = "touch " + restartWanted
+
+const restartWanted = "/run/k3s-dualstack-restart"
+
+// restart is the operation that ends a return for which the host has to be started anew. Whatever makes
+// that necessary runs [restartMark] before.
+func (a Ask) restart(why string) Operation {
+	return Operation{
+		Name: "restart", Place: OnHost, Command: "systemctl reboot",
+		Summary: "Restart the host and wait until it answers again; " + why,
+		Run:     a.reboot,
+		Done: func(ctx context.Context) (bool, error) {
+			out, err := a.output(ctx, "looking whether it was restarted", "test -e "+restartWanted+" || echo restarted")
+			return out == "restarted", err
+		},
+	}
+}
+
 // reboot restarts the host and waits until it answers with another boot id.
-func reboot(ctx context.Context, a Ask) error {
+func (a Ask) reboot(ctx context.Context) error {
 	h, err := a.Host(ctx)
 	if err != nil {
 		return err
@@ -26,7 +45,7 @@ func reboot(ctx context.Context, a Ask) error {
 		return failed(h, "reading its boot id", err)
 	}
 	// Detached, so that the answer comes before the line ends.
-	err = h.Run(ctx, "systemd-run --collect --on-active=1 systemctl reboot")
+	err = h.Run(ctx, "sync; systemd-run --collect --on-active=1 systemctl reboot")
 	if err != nil && !errors.Is(err, remote.ErrConnectionLost) {
 		return failed(h, "restarting it", err)
 	}

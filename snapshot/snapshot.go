@@ -47,19 +47,44 @@ type Operation struct {
 	Done func(ctx context.Context) (bool, error)
 }
 
-// Method is a way to take snapshots of one host.
+// Method is a way to take snapshots of one host. [base] has what a method that lies on the host's own
+// disks need not say.
 type Method interface {
+	// Problems are the reasons why it cannot be used with what the survey found.
+	Problems() []Problem
+	// Outside lists what the rebuild touches and the snapshot does not hold, as a person reads it:
+	// a path, and in parentheses why where that is no matter of course. With any of it a return by
+	// snapshot is not offered.
+	Outside() []string
+	// Ready looks whether what the survey does not know is there: programs, an API and what it knows of
+	// the server. It changes nothing.
+	Ready(ctx context.Context) error
+	// Reach makes the host answer again where the operation named cut, of Take or Return, has taken it away
+	// and was cut off: it ends that operation or takes it back. It uses no connection to the host.
+	Reach(ctx context.Context, cut string) error
 	// Take lists what makes the snapshot and proves that it can be opened.
 	Take() []Operation
 	// Fill tells how full the fullest part of the snapshot is, in per cent, and what that is;
-	// "" where none can overflow.
+	// "" where none can overflow. What is not there any more is not full.
 	Fill(ctx context.Context) (part string, percent float64, err error)
-	// Return lists what brings the host back to the snapshot, up to the reboot that it takes. The
-	// host's services are as they were when it is through.
+	// Return lists what brings the host back to the snapshot, up to the restart that it takes. The
+	// first operation changes nothing: it looks whether all of the snapshot is there and whole. K3s is stopped
+	// before, and started after it.
 	Return() []Operation
+	// Pending tells what of a return that was begun would still take place later, such as with the next
+	// start of the host, and what to do about it; "" for nothing.
+	Pending(ctx context.Context) (string, error)
 	// Remove lists what removes the snapshot. One that is gone is no error.
 	Remove() []Operation
 }
+
+// base is a method that asks nothing but the host, never takes it away, cannot overflow and leaves nothing pending.
+type base struct{ Ask }
+
+func (base) Ready(context.Context) error                   { return nil }
+func (base) Reach(context.Context, string) error           { return nil }
+func (base) Fill(context.Context) (string, float64, error) { return "", 0, nil }
+func (base) Pending(context.Context) (string, error)       { return "", nil }
 
 // Problem is a reason why a method cannot be used on a host.
 type Problem struct {
@@ -72,72 +97,70 @@ type Problem struct {
 // Ask is what a method is made for.
 type Ask struct {
 	Host func(context.Context) (*remote.Host, error)
+	// Job runs a script on the host that outlives the connection, under a name by which the next process finds it.
+	Job func(ctx context.Context, name, label, script string) error
+	// Here runs a program on the laptop.
+	Here func(ctx context.Context, command []string) error
 	// Plan is the plan's snapshot section, Name what the plan is called, which snapshots carry.
 	Plan *plans.Snapshot
 	Name string
 	// Storage is what the survey found.
 	Storage Storage
 	// Proof is a path that must be found in the snapshot when it is opened.
-	Proof    string
-	Progress *progress.Reporter
+	Proof string
+	// DestroyNewer lets a return destroy snapshots that are newer than this one.
+	DestroyNewer bool
+	Progress     *progress.Reporter
 }
 
 // New is the plan's method, nil where it takes no snapshot.
 func New(a Ask) Method {
 	switch a.Plan.Method {
 	case plans.SnapshotLVM:
-		return lvm{a}
+		return lvm{base{a}}
 	case plans.SnapshotCommand:
-		return command{a}
+		return command{base{a}}
 	}
 	return nil
 }
 
-// Outside lists the paths of the storage that a snapshot by this method does not hold. A
-// command's is the user's to know.
-func Outside(s Storage, method plans.SnapshotMethod) []string {
+// Proposed is the method that a host's storage allows, [plans.SnapshotNone] when none of
+// those that need nothing from outside does; why is then what stands in the way.
+func Proposed(s Storage) (method plans.SnapshotMethod, why []string) {
+	if len(s.FileSystems) == 0 {
+		return plans.SnapshotNone, []string{"its file systems could not be read"}
+	}
+	for _, method := range []plans.SnapshotMethod{plans.SnapshotLVM} {
+		m := New(Ask{Plan: &plans.Snapshot{Method: method}, Name: "proposed", Storage: s})
+		problems, outside := m.Problems(), m.Outside()
+		if len(problems)+len(outside) == 0 {
+			return method, nil
+		}
+		if len(outside) > 0 {
+			why = append(why, fmt.Sprintf("%s would not hold %s", method, strings.Join(outside, ", ")))
+			continue
+		}
+		for _, p := range problems {
+			why = append(why, fmt.Sprintf("%s: %s", method, p.Detail))
+		}
+	}
+	return plans.SnapshotNone, why
+}
+
+// otherwise is what is left when a snapshot cannot be returned to and nothing was begun.
+const otherwise = "nothing was changed: `migrate rollback --via backup` brings the old cluster back from the backup set"
+
+// outside lists the paths on file systems that are not held.
+func outside(s Storage, held func(FileSystem) bool) []string {
 	var out []string
 	for _, fs := range s.FileSystems {
-		if !held(s, fs, method) {
+		if !held(fs) {
 			out = append(out, fs.Paths...)
 		}
 	}
 	slices.Sort(out)
 	return out
 }
-
-func held(s Storage, fs FileSystem, method plans.SnapshotMethod) bool {
-	switch method {
-	case plans.SnapshotLVM:
-		return s.logicalVolume(fs) != nil
-	case plans.SnapshotCommand:
-		return true
-	}
-	return false
-}
-
-// Problems are the reasons why the plan's method cannot be used with what the host has.
-func Problems(p *plans.Snapshot, name string, s Storage) []Problem {
-	switch p.Method {
-	case plans.SnapshotLVM:
-		return lvm{Ask{Plan: p, Name: name, Storage: s}}.problems()
-	}
-	return nil
-}
-
-// Proposed is the method that a host's storage allows, [plans.SnapshotNone] when none of
-// those that need nothing from outside does.
-func Proposed(s Storage) plans.SnapshotMethod {
-	for _, method := range []plans.SnapshotMethod{plans.SnapshotLVM} {
-		if len(s.FileSystems) > 0 && len(Outside(s, method)) == 0 && len(Problems(&plans.Snapshot{Method: method}, "proposed", s)) == 0 {
-			return method
-		}
-	}
-	return plans.SnapshotNone
-}
-
-// otherwise is what is left when a snapshot cannot be returned to.
-const otherwise = "`migrate rollback --via backup` brings the old cluster back from the backup set"
 
 // below tells whether a path is another or lies below it.
 func below(p, dir string) bool {

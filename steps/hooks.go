@@ -185,23 +185,33 @@ func (m *Migration) hostHook(ctx context.Context, i int, step string) error {
 	job := hookJob(state.Run, step, hook.Name)
 	limit := hook.Timeout.Duration
 	script := fmt.Sprintf("exec timeout -k 10 %d %s\n", int(math.Ceil(limit.Seconds())), remote.Quote(hook.Command...))
-	if err := m.settleOther(ctx, job, script); err != nil {
-		return err
-	}
-	err = m.jobTo(ctx, job, "Running hook "+hook.Name, script, m.Output)
+	err = m.ownJob(ctx, job, "Running hook "+hook.Name, script)
 	var exit *remote.ExitError
 	if !errors.As(err, &exit) {
 		return err
 	}
-	err = fmt.Errorf("host %s: exit status %d", m.Plan.Server().Name, exit.Code)
 	if exit.Code == timedOut || exit.Code == killed {
 		err = fmt.Errorf("%w, as when it takes longer than %s of %s", err, timeoutOf(i), limit)
+	}
+	return fmt.Errorf("%w; %s", err, mendHook)
+}
+
+// ownJob runs a program of the plan on the host as a job. What it prints may hold secrets: it is shown, and is
+// forgotten with a job that failed; no error has it.
+func (m *Migration) ownJob(ctx context.Context, job, label, script string) error {
+	if err := m.settleOther(ctx, job, script); err != nil {
+		return err
+	}
+	err := m.jobTo(ctx, job, label, script, m.Output)
+	var exit *remote.ExitError
+	if !errors.As(err, &exit) {
+		return err
 	}
 	h, gone := m.Host(ctx)
 	if gone == nil {
 		gone = h.ForgetJob(ctx, job)
 	}
-	return errors.Join(fmt.Errorf("%w; %s", err, mendHook), gone)
+	return errors.Join(fmt.Errorf("host %s: %w", m.Plan.Server().Name, &remote.ExitError{Code: exit.Code}), gone)
 }
 
 // settleOther waits for a job of that name with another script, and forgets it: the plan's hook

@@ -61,6 +61,8 @@ type Migration struct {
 	// Via is the way back that a rollback takes, [ViaSnapshot] or [ViaBackup]; "" goes
 	// on by that of the rollback under way, and else by the backup set.
 	Via string
+	// DestroyNewer lets a rollback by snapshot destroy snapshots that are newer than it.
+	DestroyNewer bool
 	// RollbackBegins is when a rollback that has not begun is taken to begin, for
 	// the names under which it keeps what it replaces; zero: not known yet.
 	RollbackBegins time.Time
@@ -262,7 +264,7 @@ func (m *Migration) bind(key string) runner.Bind {
 		"spec.backup.objects":               text(spec.Backup.Objects),
 		"spec.backup.encryption.recipients": text(spec.Backup.Encryption.Recipients),
 		"spec.backup.openBao":               text(kept),
-		"spec.snapshot":                     text(spec.Snapshot),
+		"spec.snapshot":                     text(snapshotBind(spec.Snapshot)),
 	}}
 }
 

@@ -33,8 +33,33 @@ func (m *Migration) snapshotMethod() snapshot.Method {
 	if !m.takesSnapshot() {
 		return nil
 	}
-	return snapshot.New(snapshot.Ask{Host: m.Host, Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: m.Facts.Host.Storage,
-		Proof: path.Join(m.Facts.K3s.ServerDir(), "token"), Progress: m.Progress})
+	return snapshot.New(snapshot.Ask{
+		Host: m.Host, Job: m.ownJob, Here: m.snapshotHere,
+		Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: m.Facts.Host.Storage,
+		Proof:        path.Join(m.Facts.K3s.ServerDir(), "token"),
+		DestroyNewer: m.DestroyNewer, Progress: m.Progress,
+	})
+}
+
+// snapshotTimeout bounds each of the plan's own commands on the laptop.
+const snapshotTimeout = 2 * time.Hour
+
+// snapshotHere runs one of the plan's own commands on the laptop.
+func (m *Migration) snapshotHere(ctx context.Context, command []string) error {
+	return m.runHere(ctx, command, snapshotTimeout, "the limit for commands of spec.snapshot", m.Output)
+}
+
+// snapshotBind is what a run is bound to of the plan's snapshot. Own commands may be mended meanwhile, and may
+// hold what the journal must not.
+func snapshotBind(s *plans.Snapshot) any {
+	if s == nil {
+		return nil
+	}
+	return struct {
+		Method   plans.SnapshotMethod  `json:"method"`
+		Size     string                `json:"size,omitempty"`
+		Scaleway *plans.ScalewayServer `json:"scaleway,omitempty"`
+	}{s.Method, s.Size, s.Scaleway}
 }
 
 // snapshotted are an operation list's actions.
@@ -121,7 +146,7 @@ func (m *Migration) chooseWay(state runner.State, to string) error {
 	case state.Finished && !m.Plan.Spec.Snapshot.Keep:
 		return &NoSnapshotError{Why: "it was removed when the migration was complete (spec.snapshot.keep keeps it)"}
 	}
-	if outside := snapshot.Outside(m.Facts.Host.Storage, m.Plan.Spec.Snapshot.Method); len(outside) > 0 {
+	if outside := m.snapshotMethod().Outside(); len(outside) > 0 {
 		return &NoSnapshotError{Why: fmt.Sprintf("it does not hold %s", strings.Join(outside, ", "))}
 	}
 	return nil
