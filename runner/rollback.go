@@ -150,6 +150,7 @@ func wayBack(steps []Step, state State, to string, detour *Detour) (out []Step, 
 		if out[i].Name == at {
 			// One after the other: each of its actions builds on the one before.
 			out[i].Undo, out[i].Parallel = detour.Undo, 0
+			out[i].Title = "by way of the " + detour.Name
 		}
 	}
 	return out, at, nil

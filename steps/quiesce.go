@@ -104,10 +104,15 @@ func (m *Migration) noteTime(ctx context.Context) (stopped stoppedUntil, err err
 	if err := m.settle(ctx, h, "quiesce"); err != nil {
 		return stopped, err
 	}
-	if quiet, err := m.Facts.K3s.Quiesced(ctx, h); err != nil || !quiet {
+	quiet, err := m.Facts.K3s.Quiesced(ctx, h)
+	if err != nil || !quiet && m.Via != ViaSnapshot {
 		return stopped, err
 	}
-	out, err := h.Output(ctx, "date +%s")
+	now := "date +%s"
+	if !quiet { // it was started with the host
+		now = "sed -n 's/^btime //p' /proc/stat"
+	}
+	out, err := h.Output(ctx, now)
 	if err == nil {
 		stopped.Epoch, err = strconv.ParseInt(out, 10, 64)
 	}
@@ -126,7 +131,11 @@ func (m *Migration) waitPodsAgain(ctx context.Context) (any, error) {
 		return nil, err
 	}
 	var stopped stoppedUntil
-	if found, err := state.UndoData("quiesce", stoppedAt, &stopped); err != nil || !found || stopped.Epoch == 0 {
+	step := "quiesce"
+	if back := state.Rollback; back != nil && back.At != "" {
+		step = back.At
+	}
+	if found, err := state.UndoData(step, stoppedAt, &stopped); err != nil || !found || stopped.Epoch == 0 {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, apiDeadline)

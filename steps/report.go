@@ -193,9 +193,9 @@ func (d *document) stopped() {
 	for _, r := range d.records {
 		name := r.Step + "/" + r.Action
 		switch {
-		case open == nil && (name == "quiesce/stop" && r.Event == runner.Intent || name == "uninstall/stop again" && r.Event == runner.Undoing && d.wasStarted(r)):
+		case open == nil && (name == "quiesce/stop" && r.Event == runner.Intent || r.Action == "stop again" && r.Event == runner.Undoing && d.wasStarted(r)):
 			open = &report.Window{From: r.Time.Local()}
-		case open != nil && (name == "start/start" && r.Event == runner.Done || name == "quiesce/start again" && r.Event == runner.Undone):
+		case open != nil && (name == "start/start" && r.Event == runner.Done || r.Action == "start again" && r.Event == runner.Undone):
 			open.To = r.Time.Local()
 			d.r.Stopped = append(d.r.Stopped, *open)
 			open = nil
@@ -213,10 +213,10 @@ func (d *document) stopped() {
 // wasStarted tells whether K3s may have been running when the record was written.
 func (d *document) wasStarted(at runner.Record) bool {
 	for _, r := range slices.Backward(d.records[:at.Seq-1]) {
-		switch r.Step + "/" + r.Action {
-		case "start/start", "quiesce/start again":
+		switch {
+		case r.Step == "start" && r.Action == "start", r.Action == "start again":
 			return true
-		case "quiesce/stop":
+		case r.Step == "quiesce" && r.Action == "stop":
 			return false
 		}
 	}
@@ -429,6 +429,9 @@ func (d *document) remains() {
 	add(host, remote.StateDir, "copies of journal and facts, outside of all that K3s's uninstall removes")
 	if _, set := d.state.ActionState("network", "sysctl"); set {
 		add(host, sysctlFile, "IPv6 forwarding, and router advertisements accepted meanwhile")
+	}
+	if left := d.m.SnapshotLeft(); len(left) > 0 {
+		add(host, strings.Join(left, "; "), "removes what is left of the snapshot that was taken first")
 	}
 	for _, r := range d.records {
 		if r.Event != runner.Undone {

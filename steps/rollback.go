@@ -149,7 +149,7 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 // since it was backed up. A rollback that needs a backup set which is not there is
 // an error: it would stop the cluster that runs, and have none to bring back.
 func (m *Migration) Written(ctx context.Context, u *Unwinding) error {
-	if !slices.ContainsFunc(u.Actions, func(a UndoAction) bool { return a.Step == "uninstall" && a.Name != restored }) {
+	if u.Via == ViaSnapshot || !slices.ContainsFunc(u.Actions, func(a UndoAction) bool { return a.Step == "uninstall" && a.Name != restored }) {
 		return nil
 	}
 	h, err := m.Host(ctx)
@@ -221,6 +221,9 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err != nil {
 		return err
 	}
+	if err := m.reach(ctx, before); err != nil {
+		return err
+	}
 	ctx, release, err := m.holdHost(ctx, journal)
 	if err != nil {
 		return err
@@ -234,14 +237,30 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err := m.sameMachine(ctx); err != nil {
 		return err
 	}
-	if err := m.sameSet(ctx); err != nil {
-		return err
+	if m.Via != ViaSnapshot { // which needs no set
+		if err := m.sameSet(ctx); err != nil {
+			return err
+		}
 	}
 	if err := m.settleHooks(ctx, before); err != nil {
 		return err
 	}
 	if over { // but maybe not compared
 		return m.compareWithFacts(ctx)
+	}
+	switch turned := before.Rollback != nil && before.Rollback.Via == ViaSnapshot; {
+	case m.Via == ViaSnapshot && !turned:
+		err = m.mayReturn(ctx)
+	case m.Via != ViaSnapshot && turned:
+		err = m.mayTurn(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if m.Via != ViaSnapshot {
+		var stop func(*error)
+		ctx, stop = m.watchSnapshot(ctx)
+		defer func() { stop(&err) }()
 	}
 	if before.Rollback == nil || before.Rollback.To != u.To || before.Rollback.Via != u.Via {
 		if err := m.Written(ctx, &u); err != nil {

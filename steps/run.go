@@ -68,6 +68,9 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		if err := m.haveFacts(); err != nil {
 			return err
 		}
+		if err := m.reach(ctx, state); err != nil {
+			return err
+		}
 	}
 	h, err := m.Host(ctx)
 	if err != nil {
@@ -99,13 +102,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	defer func() { err = release(err) }()
 	defer m.watch(ctx, h)()
 	ctx, stop := m.watchSnapshot(ctx)
-	defer func() {
-		stop()
-		var full *FullError
-		if err != nil && errors.As(context.Cause(ctx), &full) {
-			err = full
-		}
-	}()
+	defer func() { stop(&err) }()
 	if err := m.unmoved(ctx, state); err != nil {
 		return err
 	}
@@ -398,9 +395,10 @@ fi
 	taken := &TakenOverError{Host: h.Name()}
 	age, holder, _ := strings.Cut(out.String(), "\n")
 	var found, self hostHolder
-	if json.Unmarshal([]byte(holder), &found) == nil && json.Unmarshal(me, &self) == nil && found != self && found.sameHome(self) {
-		// This laptop's half of the lock is ours, so that no process that lives wrote it:
-		// a snapshot that the host was returned to has brought it back.
+	if json.Unmarshal([]byte(holder), &found) == nil && json.Unmarshal(me, &self) == nil && found != self &&
+		(found.sameHome(self) || m.Via == ViaSnapshot && found.Since.Before(self.Since)) {
+		// A snapshot that the host was returned to has brought it back. Of this work directory no other
+		// process lives, whose half of the lock on the laptop is ours; another's was taken over by us.
 		if err := m.asHolder(ctx, h, []byte(strings.TrimSpace(holder)), me, putLock); err != nil {
 			return err
 		}

@@ -324,6 +324,9 @@ func factValues(f *survey.Facts) map[string]string {
 	for _, mount := range f.K3s.Mounts {
 		out["mount "+mount.Path] = mount.Identity()
 	}
+	for _, on := range f.Host.Storage.FileSystems {
+		out["file system "+on.Target] = on.Type + " " + cmp.Or(on.UUID, on.Source)
+	}
 	for _, n := range f.Cluster.Nodes {
 		out["node "+n.Name] = fmt.Sprintf("%s, %s (%s)", strings.Join(n.InternalIPs, ", "), strings.Join(n.PodCIDRs, ", "), n.UID)
 	}

@@ -2,12 +2,16 @@ package steps
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/snapshot"
 )
@@ -97,7 +101,16 @@ func (m *Migration) takeSnapshot(context.Context) ([]runner.Action, error) {
 			},
 		}}, nil
 	}
-	return m.snapshotted(method.Take()), nil
+	actions := m.snapshotted(method.Take())
+	if !m.Plan.Spec.Snapshot.Method.OnItsDisks() {
+		actions = append(actions, runner.Action{
+			Name: "node", Target: m.onCluster(), Like: "start/node",
+			Summary: "See that the node is Ready: the host may have been restarted",
+			Command: "kubectl wait --for=condition=Ready --timeout=5m node --all",
+			Run:     func(ctx context.Context) (any, error) { return nil, m.waitNodes(ctx, 1) },
+		})
+	}
+	return actions, nil
 }
 
 // removeSnapshot is what ends a snapshot when the cluster is verified.
@@ -108,6 +121,42 @@ func (m *Migration) removeSnapshot() []runner.Action {
 	return nil
 }
 
+// snapshotReady looks, while nothing was changed, for what a snapshot takes beyond the host's own disks.
+func (m *Migration) snapshotReady() []runner.Action {
+	method := m.snapshotMethod()
+	if method == nil || m.Plan.Spec.Snapshot.Method.OnItsDisks() {
+		return nil
+	}
+	return []runner.Action{{
+		Name: "snapshot", Target: m.onLaptop(),
+		Summary: "Look whether what the snapshot takes is there (" + string(m.Plan.Spec.Snapshot.Method) + ")",
+		Run:     func(ctx context.Context) (any, error) { return nil, method.Ready(ctx) },
+	}}
+}
+
+// reach makes the host answer again where an operation of the snapshot that was cut off has taken it away.
+func (m *Migration) reach(ctx context.Context, state runner.State) error {
+	if m.Facts == nil || !m.takesSnapshot() {
+		return nil
+	}
+	cut := func(actions []runner.ActionState, step string) string {
+		for _, a := range actions {
+			if a.Step == step && a.Status != runner.Done && a.Status != runner.Undone && !strings.HasPrefix(a.Action, hookAction) {
+				return a.Action
+			}
+		}
+		return ""
+	}
+	name := cut(state.Actions, snapshotStep)
+	if back := state.Rollback; back != nil && back.Via == ViaSnapshot {
+		name = cut(back.Actions, back.At)
+	}
+	if name == "" {
+		return nil
+	}
+	return m.snapshotMethod().Reach(ctx, name)
+}
+
 // detour is the way back by the snapshot; nil for the steps' own.
 func (m *Migration) detour() *runner.Detour {
 	if m.Via != ViaSnapshot {
@@ -115,17 +164,89 @@ func (m *Migration) detour() *runner.Detour {
 	}
 	return &runner.Detour{Name: ViaSnapshot, Undo: func(ctx context.Context) ([]runner.Action, error) {
 		actions := m.snapshotted(m.snapshotMethod().Return())
+		stop := runner.Action{
+			Name: "stop again", Target: m.onHost(), Like: "quiesce/stop",
+			Summary: "Stop what runs of K3s",
+			Command: "systemctl stop " + remote.Quote(m.Facts.K3s.UnitName()) + "; " + m.Facts.K3s.KillallCommand(),
+			Run:     func(ctx context.Context) (any, error) { return nil, m.stopForReturn(ctx) },
+		}
 		again, err := m.undoQuiesce(ctx)
-		return append(actions, again...), err
+		return slices.Concat(actions[:1], []runner.Action{stop}, actions[1:], again), err
 	}}
 }
 
+// stopForReturn stops K3s as far as what is left of it allows: the snapshot replaces it all.
+func (m *Migration) stopForReturn(ctx context.Context) error {
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := h.ReadFile(ctx, m.Facts.K3s.Killall); err == nil {
+		return m.stopAgain(ctx, h)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("host %s: looking for K3s's scripts: %w", h.Name(), err)
+	}
+	unit := remote.Quote(m.Facts.K3s.UnitName())
+	if err := h.Run(ctx, fmt.Sprintf("! systemctl is-active -q %[1]s || systemctl stop %[1]s", unit)); err != nil {
+		return fmt.Errorf("host %s: stopping K3s: %w", h.Name(), err)
+	}
+	return nil
+}
+
+// mayReturn looks at the snapshot itself before anybody is asked: that it was taken is no proof that it is there.
+func (m *Migration) mayReturn(ctx context.Context) error {
+	look := m.snapshotMethod().Return()[0]
+	if err := look.Run(ctx); err != nil {
+		return &NoSnapshotError{Err: err}
+	}
+	return nil
+}
+
+// mayTurn refuses to go back by way of the backup set while a return by snapshot that was begun would still
+// take place.
+func (m *Migration) mayTurn(ctx context.Context) error {
+	pending, err := m.snapshotMethod().Pending(ctx)
+	if err != nil {
+		return err
+	}
+	if pending != "" {
+		return &PendingError{Host: m.Plan.Server().Name, What: pending}
+	}
+	return nil
+}
+
+// PendingError says that a return by snapshot has gone too far to be turned from.
+type PendingError struct{ Host, What string }
+
+func (e *PendingError) Error() string {
+	return fmt.Sprintf("roll back by way of the backup set: a return to the snapshot was begun on host %s: %s; nothing was done: complete it with --via snapshot, which restarts the host", e.Host, e.What)
+}
+
+// SnapshotLeft are the commands that remove what is left of the run's snapshot; none where it took none, has
+// removed it, or has used it up in a return.
+func (m *Migration) SnapshotLeft() (commands []string) {
+	state, err := m.State()
+	if err != nil || m.Facts == nil || !m.takesSnapshot() || !state.StepState(snapshotStep).Complete {
+		return nil
+	}
+	spec := m.Plan.Spec.Snapshot
+	if state.Finished && !spec.Keep || m.Via == ViaSnapshot && spec.Method == plans.SnapshotLVM {
+		return nil
+	}
+	for _, o := range m.snapshotMethod().Remove() {
+		commands = append(commands, o.Command)
+	}
+	return commands
+}
+
 // NoSnapshotError says why a rollback cannot go by way of a snapshot.
-type NoSnapshotError struct{ Why string }
+type NoSnapshotError struct{ Err error }
 
 func (e *NoSnapshotError) Error() string {
-	return fmt.Sprintf("roll back by way of the snapshot: %s; nothing was done: without --via snapshot the rollback goes by way of the backup set", e.Why)
+	return fmt.Sprintf("roll back by way of the snapshot: %v; nothing was done: with --via backup the rollback goes by way of the backup set", e.Err)
 }
+
+func (e *NoSnapshotError) Unwrap() error { return e.Err }
 
 // chooseWay settles which way a rollback goes: that of the rollback under way unless
 // another was asked for, else by the steps' own undo actions.
@@ -138,16 +259,16 @@ func (m *Migration) chooseWay(state runner.State, to string) error {
 	}
 	switch taken := m.snapshotTaken(state); {
 	case !m.takesSnapshot():
-		return &NoSnapshotError{Why: "the plan has none taken (spec.snapshot)"}
+		return &NoSnapshotError{errors.New("the plan has none taken (spec.snapshot)")}
 	case to != whole:
-		return &NoSnapshotError{Why: fmt.Sprintf("it was taken before %s, so that it cannot lead to %s", whole, to)}
+		return &NoSnapshotError{fmt.Errorf("it was taken before %s, so that it cannot lead to %s", whole, to)}
 	case taken.IsZero():
-		return &NoSnapshotError{Why: "this run has taken none"}
+		return &NoSnapshotError{errors.New("this run has taken none")}
 	case state.Finished && !m.Plan.Spec.Snapshot.Keep:
-		return &NoSnapshotError{Why: "it was removed when the migration was complete (spec.snapshot.keep keeps it)"}
+		return &NoSnapshotError{errors.New("it was removed when the migration was complete (spec.snapshot.keep keeps it)")}
 	}
 	if outside := m.snapshotMethod().Outside(); len(outside) > 0 {
-		return &NoSnapshotError{Why: fmt.Sprintf("it does not hold %s", strings.Join(outside, ", "))}
+		return &NoSnapshotError{fmt.Errorf("it does not hold %s", strings.Join(outside, ", "))}
 	}
 	return nil
 }
@@ -185,12 +306,12 @@ func (e *FullError) Error() string {
 		e.Host, e.Part, e.Percent, e.Part)
 }
 
-// watchSnapshot looks at how full the snapshot is while the run goes on. The context that it
-// returns ends with a *FullError as its cause before the snapshot overflows; stop ends the watch.
-func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop func()) {
+// watchSnapshot looks at how full the snapshot is until stop. The context that it returns ends before the snapshot
+// overflows; stop then makes a *FullError of what came of it.
+func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop func(came *error)) {
 	method := m.snapshotMethod()
 	if method == nil {
-		return ctx, func() {}
+		return ctx, func(*error) {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
@@ -207,7 +328,7 @@ func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop 
 			}
 			part, percent, err := method.Fill(ctx)
 			switch {
-			case err != nil:
+			case err != nil || part == "":
 				continue // a line that is cut has others to tell
 			case percent >= fillStop:
 				cancel(&FullError{Host: m.Plan.Server().Name, Part: part, Percent: percent})
@@ -218,8 +339,12 @@ func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop 
 			}
 		}
 	}()
-	return ctx, func() {
+	return ctx, func(came *error) {
 		cancel(nil)
 		<-ended
+		var full *FullError
+		if *came != nil && errors.As(context.Cause(ctx), &full) {
+			*came = full
+		}
 	}
 }

@@ -114,5 +114,5 @@ func (m *Migration) preflight(context.Context) ([]runner.Action, error) {
 			return judged{m.Findings}, err
 		},
 	}}
-	return slices.Concat(actions, m.hookPrograms(), m.source()), nil
+	return slices.Concat(actions, m.hookPrograms(), m.snapshotReady(), m.source()), nil
 }

@@ -48,6 +48,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 	to := c.Flags().String("to", "", "the `checkpoint` to return to")
 	volumes := c.Flags().String("volumes", "backup", "which contents of volumes win, `backup` or present; with backup, what is there is kept aside")
 	via := c.Flags().String("via", "", "the way back, `backup` or snapshot (default backup, or that of the rollback under way)")
+	destroy := c.Flags().Bool("destroy-newer", false, "with --via snapshot: destroy snapshots that were taken since, where the return needs it (zfs)")
 	_ = c.RegisterFlagCompletionFunc("via", cobra.FixedCompletions([]string{steps.ViaBackup, steps.ViaSnapshot}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("volumes", cobra.FixedCompletions([]string{"backup", "present"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = c.RegisterFlagCompletionFunc("to", func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -75,6 +76,9 @@ A rollback that failed or was cut off is continued by the same command. After it
 		if *via == steps.ViaSnapshot && *volumes == "present" {
 			return usageError{errors.New("--via snapshot --volumes present: the snapshot brings the volumes back with the rest of the host")}
 		}
+		if *destroy && *via != steps.ViaSnapshot {
+			return usageError{errors.New("--destroy-newer: it is for --via snapshot")}
+		}
 		if *format == "json" && !*dry {
 			return usageError{errors.New("--output json: it is for --dry-run")}
 		}
@@ -83,7 +87,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 			return err
 		}
 		defer m.Close()
-		m.KeepPresent, m.Via = *volumes == "present", *via
+		m.KeepPresent, m.Via, m.DestroyNewer = *volumes == "present", *via, *destroy
 		checkpoint := ""
 		if *to != "" {
 			checkpoint = " --to " + *to
@@ -94,6 +98,9 @@ A rollback that failed or was cut off is continued by the same command. After it
 		}
 		if *via != "" {
 			again += " --via " + *via
+			if *destroy {
+				again += " --destroy-newer"
+			}
 		}
 		if *over {
 			if *dry {
@@ -150,6 +157,9 @@ A rollback that failed or was cut off is continued by the same command. After it
 			}
 			printAvailability(c, m)
 			fmt.Fprintf(w, "\nThe rollback is complete. %s", next(state.RolledBack, *file))
+			if left := m.SnapshotLeft(); len(left) > 0 {
+				fmt.Fprintf(w, "The snapshot of the host is kept, and the next run wants its place. To remove it, once you trust the cluster: %s\n", strings.Join(left, "; "))
+			}
 			return nil
 		case errors.As(err, &unverified):
 			printAvailability(c, m)
@@ -211,7 +221,11 @@ func printUnwinding(w io.Writer, u steps.Unwinding, commands bool) {
 	for _, a := range u.Actions {
 		if a.Step != step {
 			step = a.Step
-			fmt.Fprintf(w, "\n  taking back %s\n", step)
+			if u.Via == steps.ViaSnapshot {
+				fmt.Fprintln(w, "\n  by way of the snapshot")
+			} else {
+				fmt.Fprintf(w, "\n  taking back %s\n", step)
+			}
 		}
 		fmt.Fprintf(w, "     - [%s] %s%s\n", a.Target, a.Summary, takes(a))
 		if commands && a.Command != "" {
