@@ -44,7 +44,7 @@ func (r *Runner) Rollback(ctx context.Context, to string) error {
 	} else if r.Journal.inherited() {
 		p.notice("continuing the rollback to " + to)
 	}
-	d := backward(p.state)
+	d := backward(p.state, r.Detour)
 	for i, s := range steps {
 		fail := func(err error) error { return &StepError{Step: s.Name, Err: interrupted(ctx, err)} }
 		if ctx.Err() != nil {
@@ -81,7 +81,7 @@ func Unwind(ctx context.Context, steps []Step, state State, to string, detour *D
 	if err != nil {
 		return nil, err
 	}
-	before := backward(state).before
+	before := backward(state, detour).before
 	var planned []Planned
 	for _, s := range undo {
 		actions, err := computed(ctx, s.Undo)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -253,7 +254,7 @@ func TestRollbackByADetour(t *testing.T) {
 	steps := []Step{
 		{Name: "look", Checkpoint: true},
 		{Name: "stop", Actions: list(act("stop")), Undo: list(act("start"))},
-		{Name: "remove", Actions: list(act("files")), Undo: list(act("put back"))},
+		{Name: "remove", Parallel: 3, Actions: list(act("files")), Undo: list(act("put back"))},
 	}
 	if _, err := run(t, path, steps, nil); err != nil {
 		t.Fatal(err)
@@ -291,6 +292,62 @@ func TestRollbackByADetour(t *testing.T) {
 		"undoing remove/reboot", "undone remove/reboot", "reverted remove",
 		"reverted stop", "rolled back look",
 	})
+}
+
+// A detour's actions build on each other, whatever the step at which it is made allows.
+func TestADetourGoesOneByOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	steps := []Step{{Name: "look", Checkpoint: true}, {Name: "remove", Parallel: 3, Actions: list(act("files"))}}
+	if _, err := run(t, path, steps, nil); err != nil {
+		t.Fatal(err)
+	}
+	var merged atomic.Bool
+	d := &Detour{Name: "snapshot", Undo: list(
+		Action{Name: "merge", Run: func(context.Context) (any, error) {
+			time.Sleep(50 * time.Millisecond)
+			merged.Store(true)
+			return nil, nil
+		}},
+		Action{Name: "reboot", Run: func(context.Context) (any, error) {
+			if !merged.Load() {
+				return nil, errors.New("the host was restarted before the merge")
+			}
+			return nil, nil
+		}},
+	)}
+	r := Runner{Steps: steps, Journal: open(t, path), Detour: d}
+	defer r.Journal.Close()
+	if err := r.Rollback(t.Context(), "look"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What one way back has done does not count for the other, which may have undone it.
+func TestTurningBetweenWaysBeginsAnew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	stopped := 0
+	stop := Action{Name: "stop again", Run: func(context.Context) (any, error) { stopped++; return nil, nil }}
+	fail := errors.New("no")
+	failing := Action{Name: "fails", Run: func(context.Context) (any, error) { return nil, fail }}
+	steps := []Step{{Name: "look", Checkpoint: true}, {Name: "remove", Actions: list(act("files")), Undo: list(stop, act("put back"))}}
+	if _, err := run(t, path, steps, nil); err != nil {
+		t.Fatal(err)
+	}
+	by := func(d *Detour) error {
+		r := Runner{Steps: steps, Journal: open(t, path), Detour: d}
+		defer r.Journal.Close()
+		return r.Rollback(t.Context(), "look")
+	}
+	for range 2 { // the second attempt knows what the first has done
+		if err := by(&Detour{Name: "snapshot", Undo: list(stop, failing)}); !errors.Is(err, fail) {
+			t.Fatal(err)
+		}
+	}
+	want(t, "stopped on the detour", stopped, 1)
+	if err := by(nil); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "stopped on the other way, too", stopped, 2)
 }
 
 // Once a detour's actions are through there is no turning from it: the steps that are left

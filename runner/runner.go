@@ -286,9 +286,10 @@ func forward(s State) direction {
 	return direction{Intent, Done, Failed, s.Actions}
 }
 
-func backward(s State) direction {
+func backward(s State, detour *Detour) direction {
 	d := direction{intent: Undoing, done: Undone, failed: UndoFailed}
-	if s.Rollback != nil {
+	// What one way has done the other may have undone: of another's nothing counts.
+	if s.Rollback != nil && s.Rollback.Via == detour.name() {
 		d.before = s.Rollback.Actions
 	}
 	return d

@@ -99,6 +99,9 @@ func derive(records []Record) State {
 			if r.Data != nil {
 				_ = json.Unmarshal(r.Data, &d) // written by a Runner
 			}
+			if s.Rollback.Via != d.Via {
+				s.Rollback.Actions = nil // the other way's
+			}
 			s.Rollback.To, s.Rollback.Via, s.Rollback.At = r.Step, d.Via, d.At
 		case Undoing, Undone, UndoFailed:
 			if s.Rollback != nil {
