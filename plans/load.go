@@ -157,6 +157,9 @@ func setDefaults(p *Plan) {
 	if p.Metadata.Name != "" {
 		setDefault(&s.WorkDir, p.Metadata.Name+".migration")
 	}
+	if s.Snapshot != nil && s.Snapshot.Scaleway != nil && s.Snapshot.Scaleway.Rescue() && s.WorkDir != "" {
+		setDefault(&s.Snapshot.Scaleway.Images, filepath.Join(s.WorkDir, "images"))
+	}
 }
 
 func setDefault[T comparable](v *T, value T) {
@@ -202,6 +205,9 @@ func resolvePaths(p *Plan, dir string) field.ErrorList {
 		}
 	}
 	r.path(spec.Child("workDir"), &s.WorkDir)
+	if s.Snapshot != nil && s.Snapshot.Scaleway != nil {
+		r.path(spec.Child("snapshot", "scaleway", "images"), &s.Snapshot.Scaleway.Images)
+	}
 	return r.errs
 }
 

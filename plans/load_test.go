@@ -87,7 +87,8 @@ func TestSunbeamExampleHasEveryField(t *testing.T) {
 	for _, name := range []string{"pods", "address"} {
 		written[bao+name] = written[bao+name] || strings.Contains(string(data), "# "+name+": ")
 	}
-	for _, name := range []string{"reason", "command", "command.on", "command.create", "command.status", "command.restore", "command.delete"} {
+	for _, name := range []string{"reason", "command", "command.on", "command.create", "command.status", "command.restore", "command.delete",
+		"scaleway", "scaleway.product", "scaleway.zone", "scaleway.id", "scaleway.disks", "scaleway.images", "scaleway.imagesFit", "scaleway.trustRescueHostKey"} {
 		written["spec.snapshot."+name] = regexp.MustCompile(`(?m)^ *# +` + path.Ext("." + name)[1:] + `:( |$)`).Match(data)
 	}
 	for path := range written {

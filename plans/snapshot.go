@@ -2,6 +2,10 @@ package plans
 
 import (
 	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -49,6 +53,9 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 			errs = append(errs, field.Invalid(path.Child("size"), s.Size, "not a size; write it as in 20Gi"))
 		}
 	}
+	if s.Scaleway != nil {
+		errs = append(errs, validateScaleway(path.Child("scaleway"), *s.Scaleway)...)
+	}
 	if c := s.Command; c != nil {
 		at := path.Child("command")
 		switch c.On {
@@ -69,6 +76,67 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 		}
 	}
 	return errs
+}
+
+var (
+	zonePattern = regexp.MustCompile(`^[a-z]{2}-[a-z]{3}-[0-9]+$`)
+	uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	diskPattern = regexp.MustCompile(`^/dev/[A-Za-z0-9._:+@/-]+$`)
+)
+
+func validateScaleway(at *field.Path, s ScalewayServer) field.ErrorList {
+	var errs field.ErrorList
+	products := []ScalewayProduct{ScalewayInstance, ScalewayElasticMetal, ScalewayDedibox}
+	switch {
+	case s.Product == "":
+		errs = append(errs, field.Required(at.Child("product"), "instance, elastic-metal or dedibox"))
+	case !slices.Contains(products, s.Product):
+		errs = append(errs, field.NotSupported(at.Child("product"), s.Product, products))
+	}
+	switch {
+	case s.Zone == "":
+		errs = append(errs, field.Required(at.Child("zone"), "the server's zone, such as fr-par-1"))
+	case !zonePattern.MatchString(s.Zone):
+		errs = append(errs, field.Invalid(at.Child("zone"), s.Zone, "not a zone; write it as in fr-par-1"))
+	}
+	switch {
+	case s.ID == "":
+		errs = append(errs, field.Required(at.Child("id"), "the server's ID: a UUID, or a Dedibox's number"))
+	case s.Product == ScalewayDedibox:
+		if n, err := strconv.ParseUint(s.ID, 10, 64); err != nil || n == 0 {
+			errs = append(errs, field.Invalid(at.Child("id"), s.ID, "a Dedibox's ID is a number"))
+		}
+	case !uuidPattern.MatchString(s.ID):
+		errs = append(errs, field.Invalid(at.Child("id"), s.ID, "not a UUID, in small letters; the console shows it on the server's page"))
+	}
+	if !s.Rescue() {
+		for _, only := range []struct {
+			child string
+			set   bool
+		}{{"disks", len(s.Disks) > 0}, {"images", s.Images != ""}, {"imagesFit", s.ImagesFit}, {"trustRescueHostKey", s.TrustRescueHostKey}} {
+			if only.set && s.Product == ScalewayInstance {
+				errs = append(errs, field.Forbidden(at.Child(only.child), "belongs to elastic-metal and dedibox: an instance has snapshots of all its volumes; remove it"))
+			}
+		}
+		return errs
+	}
+	if len(s.Disks) == 0 {
+		errs = append(errs, field.Required(at.Child("disks"), "name the disks to image, best as /dev/disk/by-id/…"))
+	}
+	seen := map[string]bool{}
+	for i, disk := range s.Disks {
+		switch {
+		case !diskPattern.MatchString(disk) || path.Clean(disk) != disk:
+			errs = append(errs, field.Invalid(at.Child("disks").Index(i), disk, "not the path of a device; write it as in /dev/disk/by-id/…"))
+		case seen[disk]:
+			errs = append(errs, field.Duplicate(at.Child("disks").Index(i), disk))
+		}
+		seen[disk] = true
+	}
+	if !s.TrustRescueHostKey {
+		errs = append(errs, field.Required(at.Child("trustRescueHostKey"), "the rescue system makes a new host key with each start, so that nobody can know it beforehand; write true to trust the one that it shows first, otherwise choose another spec.snapshot.method"))
+	}
+	return append(errs, validatePath(at.Child("images"), s.Images)...)
 }
 
 var snapshotMethods = []SnapshotMethod{SnapshotNone, SnapshotLVM, SnapshotBtrfs, SnapshotZFS, SnapshotScaleway, SnapshotCommand}

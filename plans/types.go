@@ -205,6 +205,19 @@ type ScalewayServer struct {
 	Zone string `json:"zone"`
 	// Its ID: a UUID, or a Dedibox's number.
 	ID string `json:"id"`
+	// With elastic-metal and dedibox: the disks to image, whole and all from which the host starts or on which lies what the rebuild touches. Best as /dev/disk/by-id/…: the rescue system may count /dev/sda, /dev/sdb otherwise.
+	Disks []string `json:"disks,omitempty" jsonschema:"pattern=^/dev/[A-Za-z0-9._:+@/-]+$"`
+	// With elastic-metal and dedibox: directory on the laptop for the images, in a directory of their own and encrypted to the recipients of spec.backup. Default: images, in the work directory.
+	Images string `json:"images,omitempty"`
+	// With elastic-metal and dedibox: whether images are begun although the disks are larger than what is free for them on the laptop. They are compressed, and nobody knows beforehand by how much. Default: they are not.
+	ImagesFit bool `json:"imagesFit,omitempty"`
+	// With elastic-metal and dedibox, which need it: that the rescue system is trusted by the host key that it shows first. It makes a new one with each start, so that nobody can know it beforehand; whoever intercepts the connection just then is given its password, and could read the disks and write them. The key is shown, and no other is accepted for as long as that rescue system is used.
+	TrustRescueHostKey bool `json:"trustRescueHostKey,omitempty"`
+}
+
+// Rescue tells whether its disks are imaged in rescue mode.
+func (s ScalewayServer) Rescue() bool {
+	return s.Product == ScalewayElasticMetal || s.Product == ScalewayDedibox
 }
 
 // ScalewayProduct is a kind of server.
