@@ -13,7 +13,7 @@ import (
 func hostSnapshot(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	spec := p.Spec.Snapshot
 	if spec == nil {
-		if can, _ := snapshot.Proposed(f.Host.Storage); can != plans.SnapshotNone {
+		if can := snapshot.Proposed(f.Host.Storage).Method; can != plans.SnapshotNone {
 			out = append(out, Finding{ID: "snapshot.none", Severity: Note,
 				Detail: "no snapshot is taken of the host, and its storage allows one",
 				Remedy: fmt.Sprintf("`spec: {snapshot: {method: %s}}` in the plan", can)})

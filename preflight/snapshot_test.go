@@ -23,7 +23,10 @@ var snapshotTriggers = []trigger{
 		s.plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotNone, Reason: "the provider's are taken at night"}
 	}, nil},
 	{"a snapshot of the logical volume", func(s *subject) { s.logical() }, []string{"snapshot.checkpoint"}},
-	{"a thick volume, and no room for its snapshot", func(s *subject) { s.logical().Groups[0].Free = 9 << 30 }, []string{"snapshot.method"}},
+	{"a thick volume, and no room for its snapshot", func(s *subject) {
+		t := s.logical()
+		t.Groups[0].Free, t.Writes = 9<<30, 4<<30
+	}, []string{"snapshot.method"}},
 	{"the asked size is more than there is", func(s *subject) { s.logical(); s.plan.Spec.Snapshot.Size = "11Gi" }, []string{"snapshot.method"}},
 	{"a thin pool that is nearly full", func(s *subject) {
 		t := s.logical()

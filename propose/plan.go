@@ -14,6 +14,7 @@ import (
 
 	"sunbeam.pt/k3s-dualstack/k3s"
 	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/snapshot"
 	"sunbeam.pt/k3s-dualstack/survey"
 )
 
@@ -129,6 +130,8 @@ func (f *Found) write(t *text, w Wishes, p *Proposal, r Ranges) {
 	f.writeNetwork(t, r)
 	t.line(0, "")
 	f.writeK3s(t, w)
+	t.line(0, "")
+	f.writeSnapshot(t)
 	t.line(0, "")
 	f.writeBackup(t, w)
 	t.line(0, "")
@@ -442,6 +445,25 @@ func (f *Found) fate(file string) string {
 		return "LOST with the uninstall: move it to /etc/rancher/k3s first"
 	}
 	return "stays where it is"
+}
+
+// writeSnapshot proposes the snapshot that the host's storage allows. A provider's is for the person to know of.
+func (f *Found) writeSnapshot(t *text) {
+	can := snapshot.Proposed(f.Facts.Host.Storage)
+	if can.Method == plans.SnapshotNone {
+		t.note(2, "No snapshot of the host: %s. Where its provider can take one, spec.snapshot has it taken, by Scaleway's API or by commands of your own.", strings.Join(can.Why, "; "))
+		t.line(2, "snapshot:")
+		t.line(4, "method: none")
+		t.line(4, "reason: %s", scalar("the host's own storage allows none; the backup set is the way back"))
+		return
+	}
+	t.note(2, "A snapshot of the host, taken before anything is changed and removed at the end. It lies on the same disks: a checkpoint to return to with `migrate rollback --via snapshot`, which restarts the host, and no backup.")
+	t.line(2, "snapshot:")
+	t.line(4, "method: %s", can.Method)
+	if can.Size != "" {
+		t.note(4, "Room for what is overwritten meanwhile, on each logical volume; the rebuild writes about %s.", size(f.Facts.Host.Storage.Writes))
+		t.line(4, "size: %s", can.Size)
+	}
 }
 
 func (f *Found) writeBackup(t *text, w Wishes) {

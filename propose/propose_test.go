@@ -25,6 +25,7 @@ import (
 	"sunbeam.pt/k3s-dualstack/k3s"
 	"sunbeam.pt/k3s-dualstack/openbao"
 	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/snapshot"
 	"sunbeam.pt/k3s-dualstack/survey"
 )
 
@@ -323,6 +324,12 @@ func TestPlan(t *testing.T) {
 	f.Hostnames = []Hostname{{Name: "shop.example.org", From: []string{"Ingress shop/web"}, IPv4: true, IPv6: true, Asked: true},
 		{Name: "old.example.org", From: []string{"certificate shop/old"}, IPv4: true, Asked: true}}
 	f.Gaps = []Gap{{What: "Flux: Kustomizations", Why: "listing kustomizations: the server is too busy"}}
+	f.Facts.Host.Storage = snapshot.Storage{
+		FileSystems: []snapshot.FileSystem{{Target: "/", Source: "/dev/mapper/vg-root", Type: "ext4", Device: "253:0", Paths: []string{"/etc", "/var/lib/rancher/k3s"}}},
+		Logical:     []snapshot.LogicalVolume{{Group: "vg", Name: "root", Device: "253:0", Size: 80 << 30, Type: "linear"}},
+		Groups:      []snapshot.VolumeGroup{{Name: "vg", Free: 30 << 30, Extent: 4 << 20}},
+		Writes:      900 << 20,
+	}
 	w := Wishes{Host: plans.Host{Address: "192.0.2.7", User: "admin", Sudo: true}, ULA: netip.MustParsePrefix("fd12:3456:789a::/48"),
 		Recipients: []string{"age1fg3vr6djck0qpreaqr6vnmvzy7y5lwg9vf9323uuy72zn92jlaaqsv3c7v"}}
 	p, err := f.Plan(w)

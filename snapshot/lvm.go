@@ -51,17 +51,38 @@ func (l lvm) origins() []origin {
 	return out
 }
 
-// extents is the size of a thick volume's snapshot: as the plan says, otherwise half of the volume, since the
-// rebuild writes the images and the volumes' data anew; never more than the volume with what LVM itself needs, and
-// in whole extents.
+// extents is the size of a thick volume's snapshot, in whole extents: as the plan says, otherwise as proposed; never more
+// than the volume with what LVM itself needs.
 func (l lvm) extents(o origin, asked int64) int64 {
 	extent := max(l.Storage.group(o.Group).Extent, 4<<20)
 	size := asked
 	if size == 0 {
-		size = o.Size / 2
+		size = l.proposed(o.Group)
 	}
 	size = min(size, o.Size+o.Size/50+extent)
 	return (size + extent - 1) / extent * extent
+}
+
+// spareWrites is what else is written in the hours of a rebuild: logs, K3s itself, the platform's own.
+const spareWrites = 2 << 30
+
+// proposed is the room that a snapshot of a volume in the group gets: twice what the rebuild is expected to write, since
+// blocks are kept where they are overwritten and where they are freed and filled anew; up to half of what the group has
+// left, where that is more. Which of several volumes is written to cannot be told: each gets as much.
+func (l lvm) proposed(group string) int64 {
+	return max(2*l.Storage.Writes+spareWrites, l.Storage.group(group).Free/2)
+}
+
+// size is spec.snapshot.size as proposed, "" where all volumes are thin.
+func (l lvm) size() string {
+	var most int64
+	for _, o := range l.origins() {
+		most = max(most, o.size)
+	}
+	if most == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%dMi", most>>20)
 }
 
 // fullPool is how full, in per cent, a pool may be before a snapshot is taken of a volume in it.
@@ -104,7 +125,7 @@ func (l lvm) Problems() []Problem {
 	for _, g := range l.Storage.Groups {
 		if need[g.Name] > g.Free {
 			out = append(out, Problem{Field: "size", Detail: fmt.Sprintf("the volume group %s has %s free, and the snapshot takes %s", g.Name, bytes(g.Free), bytes(need[g.Name])),
-				Remedy: fmt.Sprintf("`vgextend %s /dev/…`, or set spec.snapshot.size to less, at least to what the rebuild writes", g.Name)})
+				Remedy: fmt.Sprintf("`vgextend %s /dev/…`, or set spec.snapshot.size to less; the rebuild writes about %s", g.Name, bytes(l.Storage.Writes))})
 		}
 	}
 	return out

@@ -124,27 +124,52 @@ func New(a Ask) Method {
 	return nil
 }
 
-// Proposed is the method that a host's storage allows, [plans.SnapshotNone] when none of
-// those that need nothing from outside does; why is then what stands in the way.
-func Proposed(s Storage) (method plans.SnapshotMethod, why []string) {
+// Proposal is what a host's storage allows.
+type Proposal struct {
+	// Method is [plans.SnapshotNone] when none of those that need nothing from outside can be used.
+	Method plans.SnapshotMethod
+	// Size is spec.snapshot.size, "" where the method needs none.
+	Size string
+	// Why says what stands in the way of each method, where there is none.
+	Why []string
+}
+
+// Proposed is the method that a host's storage allows.
+func Proposed(s Storage) Proposal {
+	p := Proposal{Method: plans.SnapshotNone}
 	if len(s.FileSystems) == 0 {
-		return plans.SnapshotNone, []string{"its file systems could not be read"}
+		p.Why = []string{"its file systems could not be read"}
+		return p
+	}
+	paths := 0
+	var on []string
+	for _, fs := range s.FileSystems {
+		paths += len(fs.Paths)
+		on = append(on, fmt.Sprintf("%s on %s", fs.Type, fs.Source))
 	}
 	for _, method := range []plans.SnapshotMethod{plans.SnapshotLVM} {
 		m := New(Ask{Plan: &plans.Snapshot{Method: method}, Name: "proposed", Storage: s})
 		problems, outside := m.Problems(), m.Outside()
-		if len(problems)+len(outside) == 0 {
-			return method, nil
-		}
-		if len(outside) > 0 {
-			why = append(why, fmt.Sprintf("%s would not hold %s", method, strings.Join(outside, ", ")))
-			continue
-		}
-		for _, p := range problems {
-			why = append(why, fmt.Sprintf("%s: %s", method, p.Detail))
+		switch {
+		case len(outside) >= paths: // nothing lies on what it takes snapshots of
+		case len(outside) > 0:
+			p.Why = append(p.Why, fmt.Sprintf("%s would not hold %s", method, strings.Join(outside, ", ")))
+		case len(problems) > 0:
+			for _, problem := range problems {
+				p.Why = append(p.Why, fmt.Sprintf("%s: %s", method, problem.Detail))
+			}
+		default:
+			p.Method, p.Why = method, nil
+			if l, ok := m.(lvm); ok {
+				p.Size = l.size()
+			}
+			return p
 		}
 	}
-	return plans.SnapshotNone, why
+	if len(p.Why) == 0 {
+		p.Why = []string{"its storage has none (" + strings.Join(on, ", ") + ")"}
+	}
+	return p
 }
 
 // otherwise is what is left when a snapshot cannot be returned to and nothing was begun.

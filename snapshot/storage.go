@@ -16,6 +16,8 @@ type Storage struct {
 	FileSystems []FileSystem    `json:"fileSystems,omitempty"`
 	Logical     []LogicalVolume `json:"logicalVolumes,omitempty"`
 	Groups      []VolumeGroup   `json:"volumeGroups,omitempty"`
+	// Writes is about how much a rebuild writes anew, in bytes: the volumes' data and the images.
+	Writes int64 `json:"writes,omitempty"`
 	// Missing are the tools that are not there although something on the host needs them.
 	Missing []string `json:"missing,omitempty"`
 }
@@ -59,12 +61,13 @@ type VolumeGroup struct {
 }
 
 // readings prints JSON documents one after the other: findmnt's for every path, of which the nearest directory
-// that is there counts, then those of LVM, where a volume of it is about.
+// that is there counts, the size of the images' directory, then those of LVM, where a volume of it is about.
 const readings = `
 for p in %s; do
   while [ ! -e "$p" ]; do p=$(dirname -- "$p"); done
   findmnt -J -o TARGET,SOURCE,FSTYPE,FSROOT,MAJ:MIN,UUID -T "$p" || exit 1
 done
+if [ -d %s ]; then echo "{\"kib\": $(du -skx %s 2>/dev/null | cut -f1)}"; fi
 if command -v lvs >/dev/null; then
   lvs --reportformat json --units b --nosuffix -a -o vg_name,lv_name,lv_size,segtype,pool_lv,origin,data_percent,metadata_percent,lv_kernel_major,lv_kernel_minor 2>/dev/null &&
   vgs --reportformat json --units b --nosuffix -o vg_name,vg_free,vg_extent_size 2>/dev/null || echo '{"missing": "lvs"}'
@@ -72,9 +75,9 @@ elif ls -d /sys/block/dm-*/dm/uuid >/dev/null 2>&1 && grep -qs ^LVM- /sys/block/
   echo '{"missing": "lvm2"}'
 fi`
 
-// Look reads where the paths lie. It changes nothing.
-func Look(ctx context.Context, h *remote.Host, paths []string) (Storage, error) {
-	out, err := h.Output(ctx, fmt.Sprintf(readings, remote.Quote(paths...)))
+// Look reads where the paths lie, and how much there is in the directory of the images. It changes nothing.
+func Look(ctx context.Context, h *remote.Host, paths []string, images string) (Storage, error) {
+	out, err := h.Output(ctx, fmt.Sprintf(readings, remote.Quote(paths...), remote.Quote(images), remote.Quote(images)))
 	if err == nil {
 		var s Storage
 		if s, err = parse(out, paths); err == nil {
@@ -94,6 +97,7 @@ type report struct {
 		LV []map[string]string
 		VG []map[string]string
 	}
+	KiB     int64
 	Missing string
 }
 
@@ -122,6 +126,7 @@ func parse(out string, paths []string) (s Storage, err error) {
 				s.Groups = append(s.Groups, VolumeGroup{Name: vg["vg_name"], Free: whole(vg["vg_free"]), Extent: whole(vg["vg_extent_size"])})
 			}
 		}
+		s.Writes += r.KiB << 10
 		if r.Missing != "" {
 			s.Missing = append(s.Missing, r.Missing)
 		}

@@ -216,14 +216,14 @@ func take(ctx context.Context, h *remote.Host, c *cluster.Client, in *k3s.Instal
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	if !listed {
-		return f, nil // every directory would look like nobody's
-	}
 	var err error
-	if f.Host.Strays, err = f.Unknown(ctx, h); err != nil {
-		return nil, err
+	if listed { // otherwise every directory would look like nobody's
+		if f.Host.Strays, err = f.Unknown(ctx, h); err != nil {
+			return nil, err
+		}
 	}
-	f.Host.Storage, err = snapshot.Look(ctx, h, f.touched())
+	f.Host.Storage, err = snapshot.Look(ctx, h, f.touched(), path.Join(f.K3s.DataDir, "agent"))
+	f.Host.Storage.Writes += f.VolumeBytes()
 	return f, err
 }
 
