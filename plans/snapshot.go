@@ -79,7 +79,7 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 }
 
 var (
-	zonePattern = regexp.MustCompile(`^[a-z]{2}-[a-z]{3}-[0-9]+$`)
+	zonePattern = regexp.MustCompile(`^[a-z]{2}-[a-z]{3,7}-[0-9]{1,2}$`)
 	uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	diskPattern = regexp.MustCompile(`^/dev/[A-Za-z0-9._:+@/-]+$`)
 )

@@ -110,7 +110,12 @@ type Ask struct {
 	Proof string
 	// DestroyNewer lets a return destroy snapshots that are newer than this one.
 	DestroyNewer bool
-	Progress     *progress.Reporter
+	// Server is how the plan reaches the host.
+	Server plans.Host
+	// Encryption is the backup's, and Passphrase asks for those of its private keys: for images on the laptop.
+	Encryption plans.Encryption
+	Passphrase func(file string) ([]byte, error)
+	Progress   *progress.Reporter
 }
 
 // New is the plan's method, nil where it takes no snapshot.
@@ -118,6 +123,8 @@ func New(a Ask) Method {
 	switch a.Plan.Method {
 	case plans.SnapshotLVM:
 		return lvm{base{a}}
+	case plans.SnapshotScaleway:
+		return newScaleway(a)
 	case plans.SnapshotCommand:
 		return command{base{a}}
 	}

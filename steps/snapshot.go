@@ -42,6 +42,7 @@ func (m *Migration) snapshotMethod() snapshot.Method {
 		Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: m.Facts.Host.Storage,
 		Proof:        path.Join(m.Facts.K3s.ServerDir(), "token"),
 		DestroyNewer: m.DestroyNewer, Progress: m.Progress,
+		Server: m.Plan.Server(), Encryption: m.Plan.Spec.Backup.Encryption, Passphrase: m.Ask,
 	})
 }
 
