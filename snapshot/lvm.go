@@ -96,14 +96,13 @@ func (l lvm) Outside() []string {
 func (l lvm) Problems() []Problem {
 	var out []Problem
 	for _, tool := range l.Storage.Missing {
+		if tool != "lvs" && tool != "lvm2" {
+			continue
+		}
 		out = append(out, Problem{Detail: fmt.Sprintf("the host has logical volumes, and they cannot be read with %s", tool), Remedy: "`apt install lvm2`, or what your distribution calls it; `lvs` shows what is wrong"})
 	}
 	if len(l.origins()) == 0 {
-		var on []string
-		for _, fs := range l.Storage.FileSystems {
-			on = append(on, fmt.Sprintf("%s on %s (%s)", fs.Target, fs.Source, fs.Type))
-		}
-		return append(out, Problem{Field: "method", Detail: "nothing of what the rebuild touches lies on a logical volume: " + strings.Join(on, ", "), Remedy: "choose another spec.snapshot.method"})
+		return append(out, Problem{Field: "method", Detail: "nothing of what the rebuild touches lies on a logical volume: " + l.Storage.described(), Remedy: "choose another spec.snapshot.method"})
 	}
 	need := map[string]int64{}
 	for _, o := range l.origins() {

@@ -123,6 +123,10 @@ func New(a Ask) Method {
 	switch a.Plan.Method {
 	case plans.SnapshotLVM:
 		return lvm{base{a}}
+	case plans.SnapshotBtrfs:
+		return btrfs{base{a}}
+	case plans.SnapshotZFS:
+		return zfs{base{a}}
 	case plans.SnapshotScaleway:
 		return newScaleway(a)
 	case plans.SnapshotCommand:
@@ -148,17 +152,16 @@ func Proposed(s Storage) Proposal {
 		p.Why = []string{"its file systems could not be read"}
 		return p
 	}
-	paths := 0
-	var on []string
+	var paths, on []string
 	for _, fs := range s.FileSystems {
-		paths += len(fs.Paths)
+		paths = append(paths, fs.Paths...)
 		on = append(on, fmt.Sprintf("%s on %s", fs.Type, fs.Source))
 	}
-	for _, method := range []plans.SnapshotMethod{plans.SnapshotLVM} {
+	for _, method := range []plans.SnapshotMethod{plans.SnapshotLVM, plans.SnapshotBtrfs, plans.SnapshotZFS} {
 		m := New(Ask{Plan: &plans.Snapshot{Method: method}, Name: "proposed", Storage: s})
 		problems, outside := m.Problems(), m.Outside()
 		switch {
-		case len(outside) >= paths: // nothing lies on what it takes snapshots of
+		case !slices.ContainsFunc(paths, func(p string) bool { return !slices.Contains(outside, p) }): // nothing lies on what it takes snapshots of
 		case len(outside) > 0:
 			p.Why = append(p.Why, fmt.Sprintf("%s would not hold %s", method, strings.Join(outside, ", ")))
 		case len(problems) > 0:

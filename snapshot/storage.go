@@ -16,6 +16,8 @@ type Storage struct {
 	FileSystems []FileSystem    `json:"fileSystems,omitempty"`
 	Logical     []LogicalVolume `json:"logicalVolumes,omitempty"`
 	Groups      []VolumeGroup   `json:"volumeGroups,omitempty"`
+	Subvolumes  []Subvolume     `json:"subvolumes,omitempty"`
+	Datasets    []Dataset       `json:"datasets,omitempty"`
 	// Writes is about how much a rebuild writes anew, in bytes: the volumes' data and the images.
 	Writes int64 `json:"writes,omitempty"`
 	// Missing are the tools that are not there although something on the host needs them.
@@ -81,10 +83,40 @@ func Look(ctx context.Context, h *remote.Host, paths []string, images string) (S
 	if err == nil {
 		var s Storage
 		if s, err = parse(out, paths); err == nil {
+			err = s.inside(ctx, h)
+		}
+		if err == nil {
 			return s, nil
 		}
 	}
 	return Storage{}, failed(h, "reading what its file systems lie on", err)
+}
+
+// inside reads what the file systems are divided into, those of which that are.
+func (s *Storage) inside(ctx context.Context, h *remote.Host) error {
+	for _, part := range []struct {
+		script string
+		add    func(out string)
+	}{{s.readSubvolumes(), s.addSubvolumes}, {s.readDatasets(), s.addDatasets}} {
+		if part.script == "" {
+			continue
+		}
+		out, err := h.Output(ctx, part.script)
+		if err != nil {
+			return err
+		}
+		part.add(out)
+	}
+	return nil
+}
+
+// described names the file systems for a person.
+func (s Storage) described() string {
+	var on []string
+	for _, fs := range s.FileSystems {
+		on = append(on, fmt.Sprintf("%s on %s (%s)", fs.Target, fs.Source, fs.Type))
+	}
+	return strings.Join(on, ", ")
 }
 
 // report is any of the documents.
