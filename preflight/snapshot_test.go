@@ -16,6 +16,28 @@ func (s *subject) logical() *snapshot.Storage {
 	return &s.facts.Host.Storage
 }
 
+// subvolumes puts the whole host on a btrfs subvolume.
+func (s *subject) subvolumes() *snapshot.Storage {
+	paths := []string{"/etc", "/var/lib/rancher/k3s"}
+	s.facts.Host.Storage = snapshot.Storage{
+		FileSystems: []snapshot.FileSystem{{Target: "/", Source: "/dev/sda2[/@]", Type: "btrfs", Root: "/@", Device: "0:42", UUID: "u", Paths: paths}},
+		Subvolumes:  []snapshot.Subvolume{{System: "UUID=u", Path: "@", ID: 256, Seen: "/", Paths: paths}},
+	}
+	s.plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotBtrfs}
+	return &s.facts.Host.Storage
+}
+
+// datasets puts the whole host on a ZFS dataset.
+func (s *subject) datasets() *snapshot.Storage {
+	paths := []string{"/etc", "/var/lib/rancher/k3s"}
+	s.facts.Host.Storage = snapshot.Storage{
+		FileSystems: []snapshot.FileSystem{{Target: "/", Source: "rpool/ROOT/debian", Type: "zfs", Root: "/", Device: "0:30", Paths: paths}},
+		Datasets:    []snapshot.Dataset{{Name: "rpool/ROOT/debian", Target: "/", Paths: paths}},
+	}
+	s.plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotZFS}
+	return &s.facts.Host.Storage
+}
+
 var snapshotTriggers = []trigger{
 	{"a snapshot could be taken, and the plan says nothing of one", func(s *subject) { s.logical(); s.plan.Spec.Snapshot = nil }, []string{"snapshot.none"}},
 	{"silent: none is wanted, for a reason", func(s *subject) {
@@ -52,6 +74,38 @@ var snapshotTriggers = []trigger{
 		t := s.logical()
 		t.FileSystems = append(t.FileSystems, snapshot.FileSystem{Target: "/srv", Source: "/dev/sdb1", Type: "xfs", Root: "/", Device: "8:17", Paths: []string{"/srv/data"}})
 	}, []string{"snapshot.holds", "snapshot.checkpoint"}},
+	{"a snapshot of the subvolume", func(s *subject) { s.subvolumes() }, []string{"snapshot.checkpoint"}},
+	{"a snapshot of the subvolume could be taken", func(s *subject) { s.subvolumes(); s.plan.Spec.Snapshot = nil }, []string{"snapshot.none"}},
+	{"no subvolume: the top level", func(s *subject) { s.subvolumes().Subvolumes[0].Path = "" }, []string{"snapshot.method"}},
+	{"a subvolume mounted by its number", func(s *subject) { s.subvolumes().Subvolumes[0].ByID = []string{"/etc/fstab"} }, []string{"snapshot.method"}},
+	{"a subvolume with a mount upon it", func(s *subject) { s.subvolumes().Subvolumes[0].MountedUpon = true }, []string{"snapshot.method"}},
+	{"snapshots of the subvolumes are there", func(s *subject) {
+		t := s.subvolumes()
+		t.Subvolumes = append(t.Subvolumes, snapshot.Subvolume{System: "UUID=u", Path: "migrate-before-" + s.plan.Metadata.Name + "/@", ID: 300})
+	}, []string{"snapshot.method"}},
+	{"subvolumes nested below what is touched", func(s *subject) {
+		t := s.subvolumes()
+		t.Subvolumes = append(t.Subvolumes, snapshot.Subvolume{System: "UUID=u", Path: "@/var/lib/rancher/k3s/images", ID: 300, Seen: "/var/lib/rancher/k3s/images", Below: true})
+	}, []string{"snapshot.holds", "snapshot.checkpoint"}},
+	{"btrfs, and no btrfs-progs", func(s *subject) {
+		t := s.subvolumes()
+		t.Subvolumes, t.Missing = nil, []string{"btrfs-progs"}
+	}, []string{"snapshot.method"}},
+	{"no btrfs", func(s *subject) { s.logical(); s.plan.Spec.Snapshot.Method = plans.SnapshotBtrfs }, []string{"snapshot.method"}},
+	{"a snapshot of the dataset", func(s *subject) { s.datasets() }, []string{"snapshot.checkpoint"}},
+	{"a snapshot of the dataset could be taken", func(s *subject) { s.datasets(); s.plan.Spec.Snapshot = nil }, []string{"snapshot.none"}},
+	{"a snapshot of the dataset is there", func(s *subject) {
+		s.datasets().Datasets[0].Before = []string{"migrate-before-" + s.plan.Metadata.Name}
+	}, []string{"snapshot.method"}},
+	{"datasets below what is touched", func(s *subject) {
+		t := s.datasets()
+		t.Datasets = append(t.Datasets, snapshot.Dataset{Name: "rpool/images", Target: "/var/lib/rancher/k3s/images"})
+	}, []string{"snapshot.holds", "snapshot.checkpoint"}},
+	{"ZFS, and no zfsutils", func(s *subject) {
+		t := s.datasets()
+		t.Datasets, t.Missing = nil, []string{"zfsutils-linux"}
+	}, []string{"snapshot.method"}},
+	{"no ZFS", func(s *subject) { s.logical(); s.plan.Spec.Snapshot.Method = plans.SnapshotZFS }, []string{"snapshot.method"}},
 	{"commands of the user's own", func(s *subject) {
 		s.plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotCommand}
 	}, nil},

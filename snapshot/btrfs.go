@@ -296,7 +296,7 @@ func (b btrfs) proof() (t topLevel, v Subvolume, inside string, ok bool) {
 // look finds all snapshots whole and the subvolumes that they are of replaceable.
 const lookSubvolume = `is "$B/$N" || die "there is no snapshot $B/$N at the top level"
 case $(says Flags "$B/$N") in *readonly*) ;; *) die "the snapshot $B/$N is not read-only any more: what it holds cannot be trusted" ;; esac
-if [ ! -e "$R/$N" ]; then
+if [ ! -e "$R" ]; then # or else a return is unfinished, which the next one finishes first
   fit "$P" "$S" "$B/$N"
   if [ "$(says 'Parent UUID' "$B/$N")" != "$(says UUID "$P")" ] && [ "$(says 'Parent UUID' "$P")" != "$(says UUID "$B/$N")" ]; then
     die "the subvolume $P is another than the one that the snapshot $B/$N was taken of"
@@ -355,6 +355,7 @@ if [ -d "$R" ]; then
 drop "$W"
 settle
 fi
+` + t.each(`fit "$P" "$S" "$B/$N"`) + `
 drop "$W.part"
 drop "$W"
 mkdir -- "$W.part"
