@@ -90,10 +90,11 @@ func (b btrfs) Outside() []string {
 
 func (b btrfs) Problems() []Problem {
 	var out []Problem
-	for _, m := range b.Storage.Missing {
-		if m == missingBtrfs || m == brokenBtrfs {
-			out = append(out, Problem{Detail: fmt.Sprintf("the host has btrfs file systems, and their subvolumes cannot be read with %s", m), Remedy: "`apt install btrfs-progs`, or what your distribution calls it; `btrfs subvolume list -a /` shows what is wrong"})
-		}
+	if slices.Contains(b.Storage.Missing, missingBtrfs) {
+		out = append(out, Problem{Detail: "the host has btrfs file systems, and btrfs-progs is not installed", Remedy: "`apt install btrfs-progs`, or what your distribution calls it"})
+	}
+	if slices.Contains(b.Storage.Missing, brokenBtrfs) {
+		out = append(out, Problem{Detail: "the host has btrfs file systems, and what `btrfs` says of their subvolumes could not be read", Remedy: "`btrfs subvolume list -a /` shows what is wrong"})
 	}
 	levels := b.topLevels()
 	if len(levels) == 0 {
@@ -119,9 +120,14 @@ func (b btrfs) Problems() []Problem {
 		}
 	}
 	for _, v := range b.Storage.Subvolumes {
-		if dir, _, _ := strings.Cut(v.Path, "/"); dir == b.before() || dir == b.returning() || dir == b.replacing() {
+		dir, _, _ := strings.Cut(v.Path, "/")
+		switch dir {
+		case b.before(), b.returning():
 			out = append(out, Problem{Detail: fmt.Sprintf("the subvolume %s is there already at the top level of the btrfs file system %s, from an earlier run", v.Path, v.System),
-				Remedy: fmt.Sprintf("when it is not needed any more: `mount -o subvolid=5 %s /mnt && btrfs subvolume delete %s`", remote.Quote(v.System), remote.Quote("/mnt/"+v.Path))})
+				Remedy: fmt.Sprintf("when it is not needed any more: `mount -o subvolid=5 %s /mnt && btrfs subvolume delete %s && rmdir --ignore-fail-on-non-empty %s`", remote.Quote(v.System), remote.Quote("/mnt/"+v.Path), remote.Quote("/mnt/"+dir))})
+		case b.replacing():
+			out = append(out, Problem{Detail: fmt.Sprintf("an earlier run's return to its snapshot is not complete: what it replaced is in %s at the top level of the btrfs file system %s", v.Path, v.System),
+				Remedy: "complete it with `migrate rollback --via snapshot`"})
 		}
 	}
 	return out

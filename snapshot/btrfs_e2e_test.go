@@ -175,7 +175,7 @@ func (d *disk) look(more ...string) {
 	h, err := d.ask.Host(d.t.Context())
 	require.NoError(d.t, err)
 	paths := []string{d.at("etc"), d.at("usr/local/bin"), d.at("var/lib/rancher/k3s"), d.at("var/lib/kubelet/not/there"), d.at("srv vol/data"), d.at("mnt/other/claim")}
-	d.ask.Storage, err = Look(d.t.Context(), h, append(paths, more...))
+	d.ask.Storage, err = Look(d.t.Context(), h, append(paths, more...), "/var/empty")
 	require.NoError(d.t, err)
 }
 
@@ -233,8 +233,8 @@ func TestBtrfsLook(t *testing.T) {
 	b := d.method()
 	assert.Empty(t, b.Problems())
 	assert.Empty(t, b.Outside())
-	method, why := Proposed(d.ask.Storage)
-	assert.Equal(t, plans.SnapshotBtrfs, method, why)
+	proposal := Proposed(d.ask.Storage)
+	assert.Equal(t, plans.SnapshotBtrfs, proposal.Method, proposal.Why)
 	var held []string
 	for _, v := range b.topLevels()[0].held {
 		held = append(held, v.Path+" at "+v.Seen)
@@ -253,7 +253,7 @@ func TestBtrfsTopLevelAndOtherFileSystems(t *testing.T) {
 	sh(t, `mount -o loop,subvolid=5 %s '%s'`, d.image, d.dir)
 	h, err := d.ask.Host(t.Context())
 	require.NoError(t, err)
-	d.ask.Storage, err = Look(t.Context(), h, []string{d.at("@/etc"), d.at("claim"), "/etc"})
+	d.ask.Storage, err = Look(t.Context(), h, []string{d.at("@/etc"), d.at("claim"), "/etc"}, "/var/empty")
 	require.NoError(t, err)
 	assert.Contains(t, d.method().Outside(), "/etc")
 	require.Len(t, d.method().Problems(), 1)

@@ -62,10 +62,11 @@ func (z zfs) Outside() []string {
 
 func (z zfs) Problems() []Problem {
 	var out []Problem
-	for _, m := range z.Storage.Missing {
-		if m == missingZFS || m == brokenZFS {
-			out = append(out, Problem{Detail: fmt.Sprintf("the host has ZFS datasets, and they cannot be read with %s", m), Remedy: "`apt install zfsutils-linux`, or what your distribution calls it; `zfs list` shows what is wrong"})
-		}
+	if slices.Contains(z.Storage.Missing, missingZFS) {
+		out = append(out, Problem{Detail: "the host has ZFS datasets, and ZFS's programs are not installed", Remedy: "`apt install zfsutils-linux`, or what your distribution calls it"})
+	}
+	if slices.Contains(z.Storage.Missing, brokenZFS) {
+		out = append(out, Problem{Detail: "the host has ZFS datasets, and what `zfs` says of them could not be read", Remedy: "`zfs list -t all` shows what is wrong"})
 	}
 	held := z.held()
 	if len(held) == 0 && len(out) == 0 {

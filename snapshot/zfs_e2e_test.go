@@ -62,7 +62,7 @@ func (p *pool) look() {
 	p.t.Helper()
 	h, err := p.ask.Host(p.t.Context())
 	require.NoError(p.t, err)
-	p.ask.Storage, err = Look(p.t.Context(), h, []string{p.dir + "/etc", p.dir + "/usr/local/bin", p.dir + "/var/lib/rancher/k3s"})
+	p.ask.Storage, err = Look(p.t.Context(), h, []string{p.dir + "/etc", p.dir + "/usr/local/bin", p.dir + "/var/lib/rancher/k3s"}, "/var/empty")
 	require.NoError(p.t, err)
 }
 
@@ -76,8 +76,8 @@ func TestZFSLook(t *testing.T) {
 	p := newPool(t)
 	assert.Empty(t, p.method().Problems())
 	assert.Empty(t, p.method().Outside())
-	method, why := Proposed(p.ask.Storage)
-	assert.Equal(t, plans.SnapshotZFS, method, why)
+	proposal := Proposed(p.ask.Storage)
+	assert.Equal(t, plans.SnapshotZFS, proposal.Method, proposal.Why)
 	assert.Equal(t, []Dataset{{Name: p.name, Target: p.dir, Paths: p.ask.Storage.FileSystems[0].Paths}}, p.ask.Storage.Datasets)
 
 	sh(t, `zfs create -o mountpoint=%[2]s/var/lib/rancher/k3s/images %[1]s/images; zfs create %[1]s/other`, p.name, p.dir)
