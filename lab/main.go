@@ -52,7 +52,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	name := root.PersistentFlags().StringP("name", "n", "demo", "the lab's `name`; several can be up side by side")
-	root.AddCommand(up(name), down(name), status(name), list(), plan(name), build(), ssh(name), execute(name), kubectl(name), unseal(name), secrets(name))
+	root.AddCommand(up(name), down(name), status(name), list(), plan(name), build(), ssh(name), execute(name), kubectl(name), unseal(name), secrets(name), machines(name))
 	return root
 }
 
@@ -352,7 +352,6 @@ func writeJSON(w io.Writer, value any) error {
 }
 
 func writeText(w io.Writer, lab *labs.Lab) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	rows := [][2]string{
 		{"name", lab.Name},
 		{"address", lab.Address},
@@ -374,6 +373,12 @@ func writeText(w io.Writer, lab *labs.Lab) error {
 	if bao := lab.OpenBao; bao != nil {
 		rows = append(rows, [2]string{"openbao token", bao.Token}, [2]string{"openbao unseal keys", bao.Keys})
 	}
+	return writeRows(w, rows)
+}
+
+// writeRows prints a table of what there is, without what is empty.
+func writeRows(w io.Writer, rows [][2]string) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
 		if row[1] != "" {
 			fmt.Fprintf(table, "%s\t%s\n", row[0], row[1])

@@ -138,3 +138,17 @@ func Sources(root string, names ...string) (string, error) {
 	}
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
+
+// Texts are the names and contents of all files of a file system, for [Key].
+func Texts(files fs.FS) ([]string, error) {
+	var texts []string
+	err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		data, err := fs.ReadFile(files, path)
+		texts = append(texts, path, string(data))
+		return err
+	})
+	return texts, err
+}

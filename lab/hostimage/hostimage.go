@@ -6,22 +6,21 @@ package hostimage
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"sunbeam.pt/k3s-dualstack/lab/cache"
+	"sunbeam.pt/k3s-dualstack/lab/debian"
 	"sunbeam.pt/k3s-dualstack/lab/engine"
 )
 
 const (
-	suite = "bookworm"
-	base  = "debian:bookworm-slim"
+	base = "debian:" + debian.Suite + "-slim"
 	// repository holds the image, tagged by the content it was made from.
 	repository = "k3s-dualstack-lab/host"
 )
@@ -61,16 +60,8 @@ func Ensure(ctx context.Context, c cache.Cache, say func(string, ...any)) (refer
 
 // contentKey covers all that goes into the image but the state of Debian's archive.
 func contentKey() (string, error) {
-	texts := []string{suite}
-	err := fs.WalkDir(sources, ".", func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		data, err := sources.ReadFile(path)
-		texts = append(texts, path, string(data))
-		return err
-	})
-	return cache.Key(texts...), err
+	texts, err := cache.Texts(sources)
+	return cache.Key(append([]string{debian.Suite}, texts...)...), err
 }
 
 func packages() ([]string, error) {
@@ -123,97 +114,23 @@ RUN sh /setup.sh && rm /packages /setup.sh
 }
 
 func fromDebootstrap(ctx context.Context, archive string) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s cannot be pulled, and debootstrap needs root; run `sudo -E lab build` once, or give a registry that has it", base)
-	}
-	if _, err := exec.LookPath("debootstrap"); err != nil {
-		if err := engine.Install(ctx, "debootstrap", "debootstrap"); err != nil {
-			return err
-		}
-	}
 	names, err := packages()
 	if err != nil {
 		return err
 	}
-	tree, err := os.MkdirTemp("", "lab-host-tree-")
+	root, err := fs.Sub(sources, "root")
 	if err != nil {
-		return fmt.Errorf("making a directory for the tree: %w", err)
-	}
-	// debootstrap mounts /proc and /sys in the tree while it works, and leaves
-	// them there when it is killed: they go before the tree does.
-	defer func() {
-		for _, mount := range []string{"proc", "sys"} {
-			_ = exec.Command("umount", "--lazy", filepath.Join(tree, mount)).Run()
-		}
-		_ = exec.Command("rm", "-rf", "--one-file-system", tree).Run()
-	}()
-	arguments := []string{"--variant=minbase", "--include=" + strings.Join(names, ","), suite, tree}
-	if mirror := mirror(ctx); mirror != "" {
-		arguments = append(arguments, mirror)
-	}
-	if err := run(ctx, "debootstrap", arguments...); err != nil {
-		return err
-	}
-	if err := copyRoot(tree); err != nil {
 		return err
 	}
 	script, err := sources.ReadFile("setup.sh")
 	if err != nil {
 		return err
 	}
-	if err := run(ctx, "chroot", tree, "sh", "-c", string(script)); err != nil {
-		return err
-	}
-	return run(ctx, "tar", "--numeric-owner", "--one-file-system", "--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "-C", tree, "-cf", archive, ".")
-}
-
-// mirror is where this machine's own apt has the suite from; empty when it has it
-// from nowhere, and debootstrap's default serves.
-func mirror(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Codename: "+suite).Output()
-	if err != nil {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return strings.TrimSpace(line)
-}
-
-func copyRoot(tree string) error {
-	root, err := fs.Sub(sources, "root")
-	if err != nil {
-		return err
-	}
-	return fs.WalkDir(root, ".", func(path string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		target := filepath.Join(tree, path)
-		if entry.IsDir() {
-			return os.MkdirAll(target, 0o755)
-		}
-		file, err := root.Open(path)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		out, err := os.OpenFile(target, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
-		if err != nil {
-			return err
-		}
-		if _, err := io.Copy(out, file); err != nil {
-			out.Close()
-			return err
-		}
-		return out.Close()
+	err = debian.Tree(ctx, names, root, string(script), func(tree string) error {
+		return debian.Run(ctx, "tar", "--numeric-owner", "--one-file-system", "--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "-C", tree, "-cf", archive, ".")
 	})
-}
-
-// run executes a program of this machine; the error carries the end of what it said.
-func run(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, engine.Tail(out))
+	if errors.Is(err, debian.ErrNotRoot) {
+		return fmt.Errorf("%s cannot be pulled, and %w; run `sudo -E lab build` once, or give a registry that has it", base, err)
 	}
-	return nil
+	return err
 }

@@ -10,15 +10,16 @@ import (
 	"strings"
 
 	"sunbeam.pt/k3s-dualstack/lab/engine"
+	"sunbeam.pt/k3s-dualstack/lab/state"
 )
 
 // Down removes all of a lab: containers with their volumes, network, control
 // groups, state. What is gone already is no error.
 func Down(ctx context.Context, name string) error {
-	if err := checkName(name); err != nil {
+	if err := state.Check(name); err != nil {
 		return err
 	}
-	release, err := lock(name)
+	release, err := state.Lock(name)
 	if err != nil {
 		return err
 	}

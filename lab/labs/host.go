@@ -1,17 +1,17 @@
 package labs
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"sunbeam.pt/k3s-dualstack/lab/engine"
+	"sunbeam.pt/k3s-dualstack/lab/login"
+	"sunbeam.pt/k3s-dualstack/lab/state"
 )
 
 // User is a further account on the host, which logs in with the same key as root.
@@ -23,15 +23,15 @@ type User struct {
 // createHost makes the host's container, stopped, with its SSH keys and the given files in
 // it, and fills in how it is reached.
 func (l *Lab) createHost(ctx context.Context, image, network string, at subnet, put *files) error {
-	login, err := newKey("lab " + l.Name)
+	user, err := login.NewKey("lab " + l.Name)
 	if err != nil {
 		return err
 	}
-	host, err := newKey(l.Hostname)
+	host, err := login.NewKey(l.Hostname)
 	if err != nil {
 		return err
 	}
-	port, err := freePort()
+	port, err := login.FreePort()
 	if err != nil {
 		return err
 	}
@@ -39,9 +39,9 @@ func (l *Lab) createHost(ctx context.Context, image, network string, at subnet, 
 	l.IdentityFile, l.KnownHosts = filepath.Join(l.StateDir, "id_ed25519"), filepath.Join(l.StateDir, "known_hosts")
 	l.Host = Addresses{IPv4: at.v4(hostIndex), IPv6: at.v6(hostIndex), Gateway4: at.v4(gatewayIndex), Gateway6: at.v6(gatewayIndex)}
 	for path, data := range map[string][]byte{
-		l.IdentityFile:          login.private,
-		l.IdentityFile + ".pub": login.authorized(),
-		l.KnownHosts:            knownHosts(host.public, net.JoinHostPort(l.Address, strconv.Itoa(port)), l.Host.IPv4, l.Host.IPv6),
+		l.IdentityFile:          user.Private,
+		l.IdentityFile + ".pub": user.Authorized(),
+		l.KnownHosts:            login.KnownHosts(host.Public, net.JoinHostPort(l.Address, strconv.Itoa(port)), l.Host.IPv4, l.Host.IPv6),
 	} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			return fmt.Errorf("keeping the lab's SSH keys: %w", err)
@@ -79,9 +79,9 @@ func (l *Lab) createHost(ctx context.Context, image, network string, at subnet, 
 	}
 
 	put.directory("/root/.ssh", 0o700)
-	put.add("/root/.ssh/authorized_keys", 0o600, login.authorized())
-	put.add("/etc/ssh/ssh_host_ed25519_key", 0o600, host.private)
-	put.add("/etc/ssh/ssh_host_ed25519_key.pub", 0o644, host.authorized())
+	put.add("/root/.ssh/authorized_keys", 0o600, user.Authorized())
+	put.add("/etc/ssh/ssh_host_ed25519_key", 0o600, host.Private)
+	put.add("/etc/ssh/ssh_host_ed25519_key.pub", 0o644, host.Authorized())
 	// Over IPv4 only: CoreDNS in a single-stack pod would try an IPv6 one in vain.
 	put.add("/etc/lab/resolv.conf", 0o644, fmt.Appendf(nil, "nameserver %s\n", at.v4(internetIndex)))
 	return put.put(ctx, l.Container)
@@ -91,44 +91,16 @@ func (l *Lab) createHost(ctx context.Context, image, network string, at subnet, 
 func (l *Lab) waitSSH(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	for {
-		err := greeting(ctx, net.JoinHostPort(l.Address, strconv.Itoa(l.Port)))
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the host's sshd: %w; `%s logs %s` and `%s exec %s journalctl` tell more", err, engine.Command, l.Container, engine.Command, l.Container)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-}
-
-func greeting(ctx context.Context, address string) error {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", address)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil {
-		// The engine's port forwarding accepts before sshd does.
-		return fmt.Errorf("no greeting: %w", err)
-	}
-	if !strings.HasPrefix(line, "SSH-2.0-") {
-		return fmt.Errorf("an unexpected greeting %q", line)
+	if err := login.Wait(ctx, l.Address, l.Port); err != nil {
+		return fmt.Errorf("%w; `%s logs %s` and `%s exec %s journalctl` tell more", err, engine.Command, l.Container, engine.Command, l.Container)
 	}
 	return nil
 }
 
 // addUser makes a further account and makes it the one that a plan logs in with.
 func (l *Lab) addUser(ctx context.Context, user User) error {
-	if !name.MatchString(user.Name) {
-		return fmt.Errorf("an account cannot be named %q", user.Name)
+	if err := state.Check(user.Name); err != nil {
+		return fmt.Errorf("an account: %w", err)
 	}
 	script := fmt.Sprintf(`set -eu
 useradd --create-home --shell /bin/bash %[1]s

@@ -11,11 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"sort"
-	"syscall"
 
 	"sunbeam.pt/k3s-dualstack/lab/engine"
+	"sunbeam.pt/k3s-dualstack/lab/state"
 )
 
 // label marks all that belongs to a lab on the engine, with the lab's name as value.
@@ -83,39 +82,14 @@ type Internet struct {
 // ErrNoLab is returned for a name that no lab has.
 var ErrNoLab = errors.New("no such lab")
 
-// name is a DNS label, short enough for the names of what belongs to it.
-var name = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$`)
-
-func checkName(n string) error {
-	if !name.MatchString(n) {
-		return fmt.Errorf("a lab cannot be named %q: lower-case letters, digits and inner dashes, at most 40", n)
-	}
-	return nil
-}
-
-// Root is the directory of all labs' states: LAB_STATE, or the XDG state directory.
-func Root() (string, error) {
-	if dir := os.Getenv("LAB_STATE"); dir != "" {
-		return filepath.Abs(dir)
-	}
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "k3s-dualstack-lab"), nil
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", fmt.Errorf("finding a directory for the lab's state (LAB_STATE names one): %w", err)
-	}
-	return filepath.Join(home, ".local", "state", "k3s-dualstack-lab"), nil
-}
-
 func stateDir(name string) (string, error) {
-	root, err := Root()
+	root, err := state.Root()
 	return filepath.Join(root, name), err
 }
 
 // Load reads the description of a lab; the error is ErrNoLab when there is none.
 func Load(name string) (*Lab, error) {
-	if err := checkName(name); err != nil {
+	if err := state.Check(name); err != nil {
 		return nil, err
 	}
 	dir, err := stateDir(name)
@@ -138,7 +112,7 @@ func Load(name string) (*Lab, error) {
 
 // List names the labs that have a state, in name order.
 func List() ([]string, error) {
-	root, err := Root()
+	root, err := state.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -152,30 +126,6 @@ func List() ([]string, error) {
 	}
 	sort.Strings(names)
 	return names, nil
-}
-
-// lock keeps other commands away from a lab while one makes or removes it.
-func lock(name string) (release func(), err error) {
-	root, err := Root()
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, fmt.Errorf("making the lab's state directory: %w", err)
-	}
-	path := filepath.Join(root, "."+name+".lock")
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("locking lab %s: %w", name, err)
-	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lab %s is being made or removed by another command; wait for it to end", name)
-	}
-	return func() {
-		_ = os.Remove(path) // a lock file that stays is no harm
-		file.Close()
-	}, nil
 }
 
 func (l *Lab) save() error {

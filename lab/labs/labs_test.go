@@ -10,24 +10,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/crypto/ssh"
-	"golang.org/x/crypto/ssh/knownhosts"
 )
-
-func TestNames(t *testing.T) {
-	for name, good := range map[string]bool{
-		"demo": true, "e2e-2": true, "a": true, "": false, "-a": false, "a-": false, "Demo": false, "a_b": false, "../x": false, "a/b": false,
-		strings.Repeat("x", 40): true, strings.Repeat("x", 41): false,
-	} {
-		if err := checkName(name); (err == nil) != good {
-			t.Errorf("%q: %v", name, err)
-		}
-	}
-}
 
 func TestLoadTellsHowToMakeALabThatIsMissing(t *testing.T) {
 	t.Setenv("LAB_STATE", t.TempDir())
@@ -68,27 +53,6 @@ func TestSaveAndLoad(t *testing.T) {
 	}
 }
 
-func TestOneCommandAtATime(t *testing.T) {
-	t.Setenv("LAB_STATE", t.TempDir())
-	release, err := lock("demo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lock("demo"); err == nil {
-		t.Error("two commands hold one lab")
-	}
-	other, err := lock("other")
-	if err != nil {
-		t.Fatal(err)
-	}
-	other()
-	release()
-	if release, err = lock("demo"); err != nil {
-		t.Fatal(err)
-	}
-	release()
-}
-
 func TestSubnets(t *testing.T) {
 	s := subnet(255)
 	if s.v4(10) != "172.30.255.10" || s.v6(10) != "fd30:ff::10" {
@@ -100,39 +64,6 @@ func TestSubnets(t *testing.T) {
 		if err != nil || !network.Contains(net.ParseIP(inside)) {
 			t.Errorf("%s does not hold %s: %v", prefix, inside, err)
 		}
-	}
-}
-
-// The keys that a client gets must be those that the host shows.
-func TestKeysFitTheirKnownHosts(t *testing.T) {
-	key, err := newKey("host")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.ParsePrivateKey(key.private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "known_hosts")
-	if err := os.WriteFile(file, knownHosts(key.public, "127.0.0.1:2222", "fd30::10"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	check, err := knownhosts.New(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for address, port := range map[string]int{"127.0.0.1": 2222, "fd30::10": 22} {
-		remote := &net.TCPAddr{IP: net.ParseIP(address), Port: port}
-		if err := check(net.JoinHostPort(address, strconv.Itoa(port)), remote, signer.PublicKey()); err != nil {
-			t.Errorf("%s: %v", remote, err)
-		}
-	}
-	other, err := newKey("other")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := check("127.0.0.1:2222", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2222}, other.public); err == nil {
-		t.Error("another key was accepted")
 	}
 }
 

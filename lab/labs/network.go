@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
-	"net"
 	"strings"
 
 	"sunbeam.pt/k3s-dualstack/lab/engine"
@@ -50,15 +49,4 @@ func createNetwork(ctx context.Context, lab, network string) (subnet, error) {
 		}
 	}
 	return 0, fmt.Errorf("making the lab's network: %w", refused)
-}
-
-// freePort finds a TCP port of this machine for sshd. It is chosen here rather than by
-// the engine, which would choose anew whenever the container restarts.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("finding a free port for sshd: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }

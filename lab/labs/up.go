@@ -8,6 +8,7 @@ import (
 
 	"sunbeam.pt/k3s-dualstack/lab/engine"
 	"sunbeam.pt/k3s-dualstack/lab/parts"
+	"sunbeam.pt/k3s-dualstack/lab/state"
 )
 
 // Options say what lab to make.
@@ -24,13 +25,13 @@ type Options struct {
 // Up makes a lab. When its host cannot be made, nothing is left. When what is installed there
 // fails, the host stays for a look, and the lab is returned with the error.
 func Up(ctx context.Context, options Options, shop *parts.Shop, say func(string, ...any)) (*Lab, error) {
-	if err := checkName(options.Name); err != nil {
+	if err := state.Check(options.Name); err != nil {
 		return nil, err
 	}
 	if err := options.Platform.check(); err != nil {
 		return nil, err
 	}
-	release, err := lock(options.Name)
+	release, err := state.Lock(options.Name)
 	if err != nil {
 		return nil, err
 	}
