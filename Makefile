@@ -9,7 +9,7 @@ RACE     := $(if $(shell command -v gcc),-race)
 E2E_TIMEOUT ?= 60m
 FUZZTIME ?= 30s
 
-.PHONY: build lab parts test e2e demo bench fuzz release lint generate
+.PHONY: build lab parts test e2e e2e-snapshot demo bench fuzz release lint generate
 
 build: ## bin/migrate for this machine
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/migrate ./cmd/migrate
@@ -23,11 +23,14 @@ test: lint ## unit tests of product and lab, no container engine needed; with Ch
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
-	$(GO) vet -tags e2e ./...
+	$(GO) vet -tags 'e2e vm' ./...
 
 e2e: build lab parts ## a migration in the lab, asserted from outside the product
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) -v ./e2e ./cluster ./openbao ./snapshot
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout 10m -v -run '^TestBao' ./steps
+
+e2e-snapshot: lab ## snapshots on real storage: LVM in virtual machines (no KVM needed), btrfs and ZFS on this one
+	$(GO) test -tags 'e2e vm' -count 1 -timeout 30m -v ./snapshot
 
 parts: lab
 	bin/lab build --control-plane bin/parts

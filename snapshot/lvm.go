@@ -203,24 +203,38 @@ func (l lvm) open(o origin, fs FileSystem) string {
 // lvState is what LVM says of a snapshot.
 type lvState struct {
 	there    bool
+	attached bool    // to an origin; one that is not has been merged, and is to be removed
 	full     float64 // per cent; of a thin one, its pool's
 	invalid  bool    // overflown
 	merging  bool    // the merge was asked for
 	underWay bool    // and has begun, which it does when the origin is activated
 }
 
+// states prints JSON documents: what LVM says of a group's volumes, then, where the kernel's table of the origin
+// is of a merge, that it is.
+const states = `lvs --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,data_percent,metadata_percent %s || exit
+if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": true}'; fi`
+
 // state reads what LVM says of a snapshot. A return is under way when the kernel's table of the origin is of a
 // merge (thick), or when the name is gone (thin: with its next activation the snapshot is the origin).
-func (l lvm) state(ctx context.Context, o origin) (s lvState, err error) {
-	pool := o.at()
-	if o.Thin() {
-		pool = o.Group + "/" + o.Pool
-	}
+func (l lvm) state(ctx context.Context, o origin) (lvState, error) {
 	what := "looking at the logical volumes of " + o.Group
-	out, err := l.output(ctx, what, fmt.Sprintf(`lvs --reportformat json -a -o lv_name,lv_snapshot_invalid,lv_merging,data_percent,metadata_percent %s || exit
-if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": true}'; fi`, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
+	out, err := l.output(ctx, what, fmt.Sprintf(states, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
 	if err != nil {
-		return s, err
+		return lvState{}, err
+	}
+	s, err := o.read(out)
+	if err != nil {
+		return lvState{}, fmt.Errorf("%s: reading what lvs says: %w", what, err)
+	}
+	return s, nil
+}
+
+// read reads what [states] prints.
+func (o origin) read(out string) (s lvState, err error) {
+	room := o.snapshot // what fills
+	if o.Thin() {
+		room = o.Pool
 	}
 	d := json.NewDecoder(strings.NewReader(out))
 	for d.More() {
@@ -229,18 +243,18 @@ if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": 
 			Merge bool
 		}
 		if err := d.Decode(&r); err != nil {
-			return s, fmt.Errorf("%s: reading what lvs says: %w", what, err)
+			return lvState{}, err
 		}
 		s.underWay = s.underWay || r.Merge
 		for _, part := range r.Report {
 			for _, lv := range part.LV {
 				name := strings.Trim(lv["lv_name"], "[]")
 				if name == o.snapshot {
-					s.there = true
+					s.there, s.attached = true, lv["origin"] != ""
 					s.invalid = strings.Contains(lv["lv_snapshot_invalid"], "invalid")
 					s.merging = strings.Contains(lv["lv_merging"], "merging")
 				}
-				if o.Group+"/"+name == pool {
+				if name == room {
 					s.full = max(percent(lv["data_percent"]), percent(lv["metadata_percent"]))
 				}
 			}
@@ -314,14 +328,30 @@ func (l lvm) Return() []Operation {
 
 const (
 	mergeStep = 2 * time.Second
+	// mergeNudge is for how long a merge may be seen to make no progress before it is helped along; dmsetup
+	// counts in whole minutes how long something has been waiting.
+	mergeNudge = 70 * time.Second
 	// mergeStall is for how long a merge may be seen to make no progress.
 	mergeStall = 10 * time.Minute
 )
 
+// nudge is a script that goes on with a merge whose process does not. The process that ends a merge is started by
+// whatever activates the volume: for a root that is the initial RAM disk, whose udev ends before the process has its
+// answer, and then it waits for ever, holding the group's lock. The kernel has the data merged by then, and what LVM
+// has not written down yet anybody may.
+func (o origin) nudge(s lvState) string {
+	goOn := "lvchange --poll y " + remote.Quote(o.path())
+	if !s.attached {
+		goOn = "lvremove --yes " + remote.Quote(o.at())
+	}
+	// LVM's commands fail where the process has gone on meanwhile.
+	return "dmsetup udevcomplete_all --yes 1 >/dev/null; timeout 60 " + goOn + " >&2 || true"
+}
+
 func (l lvm) waitMerged(ctx context.Context, o origin) error {
 	t := l.Progress.Wait("Waiting for " + o.at() + " to be merged")
 	defer t.Done()
-	last, since := -1.0, time.Now()
+	last, since, nudged := lvState{}, time.Now(), time.Now()
 	for {
 		s, err := l.state(ctx, o)
 		switch {
@@ -331,10 +361,16 @@ func (l lvm) waitMerged(ctx context.Context, o origin) error {
 			return nil
 		case s.invalid:
 			return fmt.Errorf("the snapshot %s became invalid while it was merged into %s, whose contents cannot be trusted now: look at `lvs -a` and the kernel's messages on the host", o.at(), o.path())
-		case s.full != last:
-			last, since = s.full, time.Now()
+		case s != last:
+			last, since, nudged = s, time.Now(), time.Now()
 		case time.Since(since) > mergeStall:
 			return fmt.Errorf("the merge of %s has made no progress for %s: look at `lvs -a` on the host; `lvchange --refresh %s` begins one that waits, otherwise restart the host; then repeat the command", o.at(), mergeStall, o.path())
+		}
+		if time.Since(nudged) > mergeNudge {
+			if err := l.run(ctx, "helping the merge of "+o.at()+" along", o.nudge(s)); err != nil {
+				return err
+			}
+			nudged = time.Now()
 		}
 		t.Detail(fmt.Sprintf("%.0f %% left", max(0, s.full)))
 		select {

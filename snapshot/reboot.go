@@ -44,8 +44,8 @@ func (a Ask) reboot(ctx context.Context) error {
 	if err != nil {
 		return failed(h, "reading its boot id", err)
 	}
-	// Detached, so that the answer comes before the line ends.
-	err = h.Run(ctx, "sync; systemd-run --collect --on-active=1 systemctl reboot")
+	// Detached, so that the answer comes before the line ends; a timer is a minute late unless told otherwise.
+	err = h.Run(ctx, "sync; systemd-run --collect --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
 	if err != nil && !errors.Is(err, remote.ErrConnectionLost) {
 		return failed(h, "restarting it", err)
 	}

@@ -1,0 +1,505 @@
+//go:build vm
+
+// Tests of the LVM method in virtual machines that they boot themselves: `make e2e-snapshot`. They need bin/lab.
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+// update keeps what the machines say as testdata, for the unit tests.
+var update = flag.Bool("update", false, "rewrite testdata/lvm from the virtual machines' readings")
+
+// machine is a virtual machine of the lab.
+type machine struct {
+	*remote.Host
+	console string
+}
+
+// boot makes a virtual machine, which ends with the test. One that a killed test left makes way.
+func boot(t *testing.T, layout string) *machine {
+	t.Helper()
+	begun := time.Now()
+	name := "snapshot-" + layout
+	lab(t, "vm", "down", "--name", name)
+	t.Cleanup(func() { lab(t, "vm", "down", "--name", name) })
+	var vm struct {
+		Address, User, IdentityFile, KnownHosts, Console string
+		Port                                             int
+	}
+	require.NoError(t, json.Unmarshal(lab(t, "vm", "up", "--name", name, "--layout", layout, "-o", "json"), &vm))
+	h, err := remote.Dial(t.Context(), plans.Host{
+		Name: "vm", Role: plans.RoleServer, Address: vm.Address, Port: vm.Port, User: vm.User, SSHConfig: "none",
+		IdentityFiles: []string{vm.IdentityFile}, KnownHosts: []string{vm.KnownHosts},
+	})
+	require.NoError(t, err)
+	t.Logf("the machine %s was up after %s", name, time.Since(begun).Round(time.Second))
+	t.Cleanup(func() {
+		h.Close()
+		if t.Failed() {
+			console, _ := os.ReadFile(vm.Console)
+			t.Logf("the end of its console:\n%s", console[max(0, len(console)-4000):])
+		}
+	})
+	return &machine{h, vm.Console}
+}
+
+// lab runs bin/lab.
+func lab(t *testing.T, args ...string) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	var said strings.Builder
+	cmd := exec.CommandContext(ctx, filepath.Join("..", "bin", "lab"), args...)
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	require.NoError(t, err, "lab %s: %s", strings.Join(args, " "), said.String())
+	return out
+}
+
+// sh runs a script as root.
+func (m *machine) sh(t *testing.T, script string) string {
+	t.Helper()
+	out, err := m.Output(t.Context(), script)
+	require.NoError(t, err, "%s", script)
+	return out
+}
+
+const token = "/var/lib/rancher/k3s/server/token"
+
+var (
+	rootPaths = []string{"/etc/rancher", "/usr/local/bin"}
+	allPaths  = append([]string{"/var/lib/rancher"}, rootPaths...)
+)
+
+// furnish lays down what a K3s host has, and more for the changes.
+func (m *machine) furnish(t *testing.T) {
+	t.Helper()
+	m.sh(t, `set -e
+mkdir -p /var/lib/rancher/k3s/server/db /etc/rancher/k3s
+echo K10token >`+token+`
+head -c 3000000 /dev/urandom >/var/lib/rancher/k3s/server/db/state.db
+echo 'cluster-cidr: 10.42.0.0/16' >/etc/rancher/k3s/config.yaml
+printf '#!/bin/sh\necho old\n' >/usr/local/bin/k3s; chmod 755 /usr/local/bin/k3s
+ln -s k3s /usr/local/bin/kubectl
+sync`)
+}
+
+// change does what a rebuild does, on a large scale: files of every directory are changed, deleted and made.
+func (m *machine) change(t *testing.T) {
+	t.Helper()
+	m.sh(t, `set -e
+echo 'cluster-cidr: 10.42.0.0/16,fd42::/48' >/etc/rancher/k3s/config.yaml
+rm -rf /var/lib/rancher/k3s
+mkdir -p /var/lib/rancher/k3s/server/db
+echo K10other >`+token+`
+head -c 20000000 /dev/urandom >/var/lib/rancher/k3s/server/db/state.db
+head -c 20000000 /dev/urandom >/usr/local/bin/k3s
+rm /usr/local/bin/kubectl
+echo new >/etc/rancher/k3s/registries.yaml; echo new >/usr/local/bin/new; echo new >/var/lib/rancher/new
+chmod 700 /etc/rancher; chown 1000:1000 /usr/local/bin/k3s
+sync`)
+}
+
+// tree is all of what a rebuild touches: every file's kind, mode, owner, time, size, link and contents. LVM's own
+// notes below /etc/lvm are left out, since it writes them with every snapshot, and so are the times of directories, which
+// the lab's keys change with every start.
+func (m *machine) tree(t *testing.T) string {
+	t.Helper()
+	return m.sh(t, `cd / && for dir in etc usr/local var/lib/rancher root; do
+  find $dir \( -path etc/lvm/archive -o -path etc/lvm/backup \) -prune -o -type d -printf '%p %y %m %U %G\n' -o -printf '%p %y %m %U %G %T@ %s %l\n' | sort
+  find $dir \( -path etc/lvm/archive -o -path etc/lvm/backup \) -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
+done`)
+}
+
+// look surveys the machine.
+func (m *machine) look(t *testing.T, paths []string) Storage {
+	t.Helper()
+	s, err := Look(t.Context(), m.Host, paths)
+	require.NoError(t, err)
+	return s
+}
+
+// keep has what a script prints on the machine kept for the unit tests.
+func (m *machine) keep(t *testing.T, name, script string) {
+	t.Helper()
+	if *update {
+		require.NoError(t, os.MkdirAll(filepath.Join("testdata", "lvm"), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join("testdata", "lvm", name+".json"), []byte(m.sh(t, script)+"\n"), 0o644))
+	}
+}
+
+// reading keeps what [Look] reads.
+func (m *machine) reading(t *testing.T, name string, paths []string) {
+	t.Helper()
+	m.keep(t, name, fmt.Sprintf(readings, remote.Quote(paths...)))
+}
+
+// method is the LVM method with what a survey found, as a new process would make it.
+func (m *machine) method(t *testing.T, s Storage, size string) lvm {
+	t.Helper()
+	made := New(Ask{
+		Host: func(context.Context) (*remote.Host, error) { return m.Host, nil },
+		Plan: &plans.Snapshot{Method: plans.SnapshotLVM, Size: size}, Name: "trial", Storage: s, Proof: token,
+	})
+	require.IsType(t, lvm{}, made)
+	return made.(lvm)
+}
+
+// saying keeps what [states] prints of every origin.
+func (m *machine) saying(t *testing.T, name string, l lvm) {
+	t.Helper()
+	for _, o := range l.origins() {
+		m.keep(t, name+"-"+o.Name, fmt.Sprintf(states, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
+	}
+}
+
+// perform performs operations in turn, and every one of them as often as a run that is cut off may: what is not known to be done is done
+// anew.
+func perform(t *testing.T, operations []Operation) {
+	t.Helper()
+	for _, o := range operations {
+		begun := time.Now()
+		require.NoError(t, o.Run(t.Context()), "%s: %s", o.Name, o.Command)
+		t.Logf("%s (%s)", o.Name, time.Since(begun).Round(100*time.Millisecond))
+		if o.Done == nil {
+			require.NoError(t, o.Run(t.Context()), "%s again: %s", o.Name, o.Command)
+		} else {
+			assert.True(t, done(t, o), "%s has been performed", o.Name)
+		}
+	}
+}
+
+func done(t *testing.T, o Operation) bool {
+	t.Helper()
+	ok, err := o.Done(t.Context())
+	require.NoError(t, err, o.Name)
+	return ok
+}
+
+// split finds the restart in a return: what comes before, itself, and what comes after.
+func split(t *testing.T, list []Operation) (before []Operation, restart Operation, after []Operation) {
+	t.Helper()
+	for i, o := range list {
+		if o.Name == "restart" {
+			return list[:i], o, list[i+1:]
+		}
+	}
+	require.Fail(t, "the return has no restart")
+	return nil, Operation{}, nil
+}
+
+// gone asserts that nothing of a snapshot is left.
+func (m *machine) gone(t *testing.T, l lvm) {
+	t.Helper()
+	assert.NotContains(t, m.sh(t, "lvs -a --noheadings -o lv_name"), "before-trial")
+	part, full, err := l.Fill(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, part)
+	assert.Zero(t, full)
+	l.pending(t, false)
+}
+
+func (l lvm) pending(t *testing.T, waits bool) {
+	t.Helper()
+	text, err := l.Pending(t.Context())
+	require.NoError(t, err)
+	if !waits {
+		assert.Empty(t, text)
+		return
+	}
+	for _, o := range l.origins() {
+		assert.Contains(t, text, o.at())
+	}
+	assert.Contains(t, text, "waits for the host's next start")
+}
+
+// fill is how full the snapshot is.
+func (l lvm) fill(t *testing.T) (string, float64) {
+	t.Helper()
+	part, full, err := l.Fill(t.Context())
+	require.NoError(t, err)
+	return part, full
+}
+
+func details(problems []Problem) string {
+	var out []string
+	for _, p := range problems {
+		out = append(out, p.Field+": "+p.Detail+" -> "+p.Remedy)
+	}
+	return strings.Join(out, "\n")
+}
+
+// A snapshot of the root and of a volume beside it, thick: taken, returned to with a real restart, and what overflows.
+func TestLVMThick(t *testing.T) {
+	m := boot(t, "thick")
+	m.furnish(t)
+	storage := m.look(t, allPaths)
+	m.reading(t, "thick", allPaths)
+
+	t.Run("survey", func(t *testing.T) {
+		require.Len(t, storage.FileSystems, 2)
+		assert.Equal(t, "/var/lib/rancher", storage.FileSystems[0].Target)
+		assert.Equal(t, []string{"/var/lib/rancher"}, storage.FileSystems[0].Paths)
+		assert.Equal(t, "/", storage.FileSystems[1].Target)
+		assert.Equal(t, rootPaths, storage.FileSystems[1].Paths)
+		l := m.method(t, storage, "")
+		assert.Empty(t, l.Problems())
+		assert.Empty(t, l.Outside())
+		method, why := Proposed(storage)
+		assert.Equal(t, plans.SnapshotLVM, method, "%v", why)
+		var names []string
+		for _, o := range l.origins() {
+			names = append(names, o.at())
+		}
+		assert.Equal(t, []string{"thick/rancher-before-trial", "thick/root-before-trial"}, names)
+	})
+
+	t.Run("problems", func(t *testing.T) {
+		m.sh(t, "lvcreate -qq --yes -l 100%FREE -n filler thick")
+		full := m.look(t, allPaths)
+		m.reading(t, "thick-no-room", allPaths)
+		m.sh(t, "lvremove -qq --yes thick/filler")
+		l := m.method(t, full, "")
+		require.Len(t, l.Problems(), 1)
+		assert.Equal(t, "size", l.Problems()[0].Field)
+		assert.Contains(t, details(l.Problems()), "the volume group thick has 0.0 GiB free, and the snapshot takes 0.5 GiB")
+
+		m.sh(t, "lvcreate -qq --yes -s -L 20M -n root-before-trial thick/root")
+		m.reading(t, "thick-earlier", allPaths)
+		l = m.method(t, m.look(t, allPaths), "")
+		m.sh(t, "lvremove -qq --yes thick/root-before-trial")
+		require.Len(t, l.Problems(), 1)
+		assert.Contains(t, details(l.Problems()), "the logical volume thick/root-before-trial is there already, from an earlier run -> `lvremove thick/root-before-trial`")
+
+		m.sh(t, "mv /usr/sbin/lvs /usr/sbin/lvs.away")
+		m.reading(t, "thick-no-tools", allPaths)
+		l = m.method(t, m.look(t, allPaths), "")
+		m.sh(t, "mv /usr/sbin/lvs.away /usr/sbin/lvs")
+		assert.Contains(t, details(l.Problems()), "cannot be read with lvm2 -> `apt install lvm2`")
+		assert.ElementsMatch(t, allPaths, l.Outside(), "without the tools nothing is known to lie on a logical volume")
+	})
+
+	t.Run("overflow", func(t *testing.T) {
+		// The root's is whole, the other's overflows: neither is merged.
+		l := m.method(t, storage, "40Mi")
+		perform(t, l.Take())
+		m.sh(t, "head -c 60000000 /dev/urandom >/var/lib/rancher/large; sync; udevadm settle")
+		part, full := l.fill(t)
+		assert.Equal(t, "thick/rancher-before-trial", part)
+		assert.EqualValues(t, 100, full)
+		m.saying(t, "thick-overflown", l)
+		err := l.Return()[0].Run(t.Context())
+		require.Error(t, err)
+		assert.Contains(t, err.Error(), "the snapshot thick/rancher-before-trial has overflown and holds nothing any more")
+		assert.Contains(t, err.Error(), "nothing was changed")
+		assert.Contains(t, err.Error(), "--via backup")
+		l.pending(t, false)
+		for _, o := range l.origins() {
+			s, err := l.state(t.Context(), o)
+			require.NoError(t, err)
+			assert.True(t, s.there, o.at())
+			assert.False(t, s.merging, o.at())
+			assert.Equal(t, o.Name == "rancher", s.invalid, o.at())
+		}
+		m.sh(t, "rm /var/lib/rancher/large")
+		perform(t, l.Remove())
+		m.gone(t, l)
+		err = l.Return()[0].Run(t.Context())
+		require.Error(t, err)
+		assert.Contains(t, err.Error(), "there is no snapshot thick/rancher-before-trial on the host")
+	})
+
+	t.Run("remove", func(t *testing.T) {
+		l := m.method(t, storage, "40Mi")
+		perform(t, l.Take())
+		perform(t, l.Remove())
+		m.gone(t, l)
+	})
+
+	t.Run("return", func(t *testing.T) {
+		before := m.tree(t)
+		l := m.method(t, storage, "")
+		// Cut off between the two: what is done is known, and the rest is done anew.
+		take := l.Take()
+		require.Equal(t, []string{"snapshot thick/rancher", "snapshot thick/root", "open thick/rancher-before-trial"}, operationNames(take))
+		assert.False(t, done(t, take[0]))
+		require.NoError(t, take[0].Run(t.Context()))
+		assert.True(t, done(t, take[0]))
+		assert.False(t, done(t, take[1]))
+		perform(t, take[1:])
+		_, empty := l.fill(t)
+		m.saying(t, "thick-taken", l)
+
+		m.change(t)
+		require.NotEqual(t, before, m.tree(t))
+		part, full := l.fill(t)
+		assert.Equal(t, "thick/rancher-before-trial", part)
+		assert.Greater(t, full, empty+5)
+		t.Logf("filled from %.2f %% to %.2f %%", empty, full)
+
+		merges, restart, merged := split(t, l.Return())
+		require.Equal(t, []string{"look", "merge thick/rancher-before-trial", "merge thick/root-before-trial"}, operationNames(merges))
+		// Cut off between the two merges, and again before the restart.
+		perform(t, merges[:2])
+		assert.False(t, done(t, merges[2]))
+		text, err := l.Pending(t.Context())
+		require.NoError(t, err)
+		assert.Contains(t, text, "thick/rancher-before-trial")
+		assert.NotContains(t, text, "root-before-trial")
+		perform(t, merges[2:])
+		l = m.method(t, storage, "")
+		l.pending(t, true)
+		m.saying(t, "thick-waiting", l)
+		assert.True(t, done(t, merges[1]))
+		assert.False(t, done(t, restart), "the host has not been restarted")
+		removal := l.Remove()[0].Run(t.Context())
+		require.Error(t, removal)
+		assert.Contains(t, removal.Error(), "is being merged into thick/rancher and cannot be removed")
+
+		perform(t, []Operation{restart})
+		l.pending(t, false)
+		perform(t, merged)
+		assert.Equal(t, before, m.tree(t))
+		m.gone(t, l)
+		perform(t, l.Remove())
+		assert.True(t, done(t, restart))
+	})
+
+	t.Run("root alone", func(t *testing.T) {
+		before := m.tree(t)
+		l := m.method(t, m.look(t, rootPaths), "200Mi")
+		l.Proof = "/etc/rancher/k3s/config.yaml"
+		require.Empty(t, l.Problems())
+		perform(t, l.Take())
+		m.sh(t, "rm -r /etc/rancher; head -c 50000000 /dev/urandom >/usr/local/bin/k3s; sync")
+		part, full := l.fill(t)
+		assert.Equal(t, "thick/root-before-trial", part)
+		assert.Greater(t, full, 20.0)
+		merges, restart, merged := split(t, l.Return())
+		perform(t, merges)
+		// The power fails before the restart is asked for: that start, too, begins the merge.
+		m.crash(t, l)
+		assert.True(t, done(t, restart))
+		perform(t, merged)
+		assert.Equal(t, before, m.tree(t))
+		m.gone(t, l)
+	})
+}
+
+func operationNames(list []Operation) []string {
+	var out []string
+	for _, o := range list {
+		out = append(out, o.Name)
+	}
+	return out
+}
+
+// crash restarts the machine as a power failure does.
+func (m *machine) crash(t *testing.T, l lvm) {
+	t.Helper()
+	before := m.sh(t, bootID)
+	_ = m.Run(t.Context(), "echo 1 >/proc/sys/kernel/sysrq; (sleep 0.5; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &")
+	require.NoError(t, answers(t.Context(), l.Ask, func(now string) bool { return now != before }))
+}
+
+// The same of thin volumes, whose snapshots share their pool.
+func TestLVMThin(t *testing.T) {
+	m := boot(t, "thin")
+	m.furnish(t)
+	storage := m.look(t, allPaths)
+	m.reading(t, "thin", allPaths)
+	l := m.method(t, storage, "")
+	require.Empty(t, l.Problems())
+	require.Empty(t, l.Outside())
+
+	t.Run("full pool", func(t *testing.T) {
+		m.sh(t, `lvcreate -qq --yes --thin --virtualsize 800M --name filler thin/pool
+dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
+		m.reading(t, "thin-full", allPaths)
+		full := m.method(t, m.look(t, allPaths), "")
+		m.sh(t, "lvremove -qq --yes thin/filler")
+		require.NotEmpty(t, full.Problems())
+		assert.Contains(t, details(full.Problems()), "the thin pool thin/pool is full to ")
+		assert.Contains(t, details(full.Problems()), "`lvextend --size +10G thin/pool`")
+	})
+
+	t.Run("remove", func(t *testing.T) {
+		perform(t, l.Take())
+		part, full := l.fill(t)
+		assert.Equal(t, "thin/pool", part)
+		assert.Greater(t, full, 20.0)
+		perform(t, l.Remove())
+		m.gone(t, l)
+	})
+
+	for _, power := range []string{"restart", "power failure"} {
+		t.Run("return by "+power, func(t *testing.T) {
+			before := m.tree(t)
+			perform(t, l.Take())
+			_, empty := l.fill(t)
+			m.saying(t, "thin-taken", l)
+			m.change(t)
+			require.NotEqual(t, before, m.tree(t))
+			_, full := l.fill(t)
+			assert.Greater(t, full, empty+1)
+			t.Logf("filled from %.2f %% to %.2f %%", empty, full)
+
+			merges, restart, merged := split(t, l.Return())
+			perform(t, merges)
+			l := m.method(t, storage, "")
+			l.pending(t, true)
+			m.saying(t, "thin-waiting", l)
+			assert.False(t, done(t, restart), "the host has not been restarted")
+			if power == "restart" {
+				perform(t, []Operation{restart})
+			} else {
+				m.crash(t, l)
+				assert.True(t, done(t, restart))
+			}
+			l.pending(t, false)
+			perform(t, merged)
+			assert.Equal(t, before, m.tree(t))
+			m.gone(t, l)
+			perform(t, l.Remove())
+		})
+	}
+}
+
+// Without logical volumes the method says so, with LVM's tools there and without.
+func TestLVMOnAPlainDisk(t *testing.T) {
+	m := boot(t, "plain")
+	m.reading(t, "plain", allPaths)
+	for _, tools := range []string{"with lvm2", "without lvm2"} {
+		t.Run(tools, func(t *testing.T) {
+			if tools == "without lvm2" {
+				m.sh(t, "mv /usr/sbin/lvs /usr/sbin/lvs.away")
+			}
+			storage := m.look(t, allPaths)
+			l := m.method(t, storage, "")
+			require.Len(t, l.Problems(), 1)
+			assert.Equal(t, "method", l.Problems()[0].Field)
+			assert.Contains(t, details(l.Problems()), "nothing of what the rebuild touches lies on a logical volume: / on /dev/vda (ext4)")
+			assert.ElementsMatch(t, allPaths, l.Outside())
+			method, why := Proposed(storage)
+			assert.Equal(t, plans.SnapshotNone, method)
+			assert.NotEmpty(t, why)
+			assert.Empty(t, l.Take())
+		})
+	}
+}
