@@ -147,6 +147,7 @@ var variants = []struct {
 		s.K3s.InstallScript = "/home/ana/install.sh"
 		s.Services.Policy = plans.ServicesKeep
 		s.Backup.Volumes.Concurrency = 1
+		s.Snapshot = ownSnapshot()
 	}},
 	{"openbao", func(s *plans.Spec) {
 		s.Backup.OpenBao = &plans.OpenBao{Namespace: "openbao", Service: "openbao", Port: 8200, Token: plans.Secret{Prompt: true},

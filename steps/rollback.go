@@ -137,7 +137,7 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 	if m.Via == ViaSnapshot {
 		u.Via = ViaSnapshot
 		u.Lost = append(u.Lost, fmt.Sprintf("Everything that was written to the host's disks since the snapshot of %s: by workloads, by people and by the system, whatever it has to do with K3s.",
-			m.snapshotTaken(state).Local().Format(time.DateTime)))
+			snapshotTaken(state).Local().Format(time.DateTime)))
 	} else if start, ok := state.ActionState("start", "start"); ok {
 		u.Lost = append(u.Lost, fmt.Sprintf("Objects that were created or changed in the dual-stack cluster since %s: its datastore is kept on the host, in %s, and nothing of it is carried over.",
 			start.Time.Local().Format(time.DateTime), replacedDir))

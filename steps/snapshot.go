@@ -258,12 +258,12 @@ func (m *Migration) chooseWay(state runner.State, to string) error {
 	if m.Via != ViaSnapshot {
 		return nil
 	}
-	switch taken := m.snapshotTaken(state); {
+	switch {
 	case !m.takesSnapshot():
 		return &NoSnapshotError{errors.New("the plan has none taken (spec.snapshot)")}
 	case to != whole:
 		return &NoSnapshotError{fmt.Errorf("it was taken before %s, so that it cannot lead to %s", whole, to)}
-	case taken.IsZero():
+	case !state.StepState(snapshotStep).Complete:
 		return &NoSnapshotError{errors.New("this run has taken none")}
 	case state.Finished && !m.Plan.Spec.Snapshot.Keep:
 		return &NoSnapshotError{errors.New("it was removed when the migration was complete (spec.snapshot.keep keeps it)")}
@@ -274,14 +274,10 @@ func (m *Migration) chooseWay(state runner.State, to string) error {
 	return nil
 }
 
-// snapshotTaken is when the snapshot was complete; zero when it was not.
-func (m *Migration) snapshotTaken(state runner.State) time.Time {
-	if !state.StepState(snapshotStep).Complete {
-		return time.Time{}
-	}
-	var at time.Time
+// snapshotTaken is when the snapshot was made.
+func snapshotTaken(state runner.State) (at time.Time) {
 	for _, a := range state.Actions {
-		if a.Step == snapshotStep && (at.IsZero() || a.Time.Before(at)) {
+		if a.Step == snapshotStep && !strings.HasPrefix(a.Action, hookAction) && (at.IsZero() || a.Time.Before(at)) {
 			at = a.Time
 		}
 	}
@@ -314,12 +310,16 @@ func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop 
 	if method == nil {
 		return ctx, func(*error) {}
 	}
+	return m.watchFill(ctx, method.Fill, fillPeriod)
+}
+
+func (m *Migration) watchFill(ctx context.Context, fill func(context.Context) (string, float64, error), period time.Duration) (_ context.Context, stop func(came *error)) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		told := false
-		tick := time.NewTicker(fillPeriod)
+		tick := time.NewTicker(period)
 		defer tick.Stop()
 		for {
 			select {
@@ -327,7 +327,7 @@ func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop 
 				return
 			case <-tick.C:
 			}
-			part, percent, err := method.Fill(ctx)
+			part, percent, err := fill(ctx)
 			switch {
 			case err != nil || part == "":
 				continue // a line that is cut has others to tell

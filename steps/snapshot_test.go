@@ -1,0 +1,181 @@
+package steps
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/progress"
+	"sunbeam.pt/k3s-dualstack/runner"
+	"sunbeam.pt/k3s-dualstack/snapshot"
+)
+
+// ownSnapshot is taken by commands of the plan's author.
+func ownSnapshot() *plans.Snapshot {
+	return &plans.Snapshot{Method: plans.SnapshotCommand, Command: &plans.SnapshotCommands{
+		On: plans.OnLaptop, Create: []string{"cloud", "create", "--token=s3cret"}, Status: []string{"cloud", "status"},
+		Restore: []string{"cloud", "restore"}, Delete: []string{"cloud", "delete"},
+	}}
+}
+
+// A rollback goes by way of the snapshot only where one was taken, is kept, and holds all that it has to.
+func TestWayBySnapshot(t *testing.T) {
+	own := func(s *plans.Spec) { s.Snapshot = ownSnapshot() }
+	rollback := runner.Record{Event: runner.Rollback, Step: whole, Data: []byte(`{"via":"snapshot","at":"install"}`)}
+	for _, c := range []struct {
+		name    string
+		edit    func(*plans.Spec)
+		until   string
+		more    []runner.Record
+		via, to string
+		want    string // in the error; "" for a way
+		goes    string // Via of what is planned
+	}{
+		{name: "none was asked for", until: "install", want: "the plan has none taken", via: ViaSnapshot},
+		{name: "none, for a reason", edit: func(s *plans.Spec) { s.Snapshot = &plans.Snapshot{Method: plans.SnapshotNone, Reason: "x"} }, until: "install", via: ViaSnapshot, want: "the plan has none taken"},
+		{name: "taken", edit: own, until: "install", via: ViaSnapshot, goes: ViaSnapshot},
+		{name: "by default the backup set", edit: own, until: "install"},
+		{name: "one under way goes on", edit: own, until: "install", more: []runner.Record{rollback}, goes: ViaSnapshot},
+		{name: "one under way is turned from", edit: own, until: "install", more: []runner.Record{rollback}, via: ViaBackup},
+		{name: "to a later checkpoint", edit: own, until: "install", via: ViaSnapshot, to: "seal", want: "it cannot lead to seal"},
+		{name: "removed with the last step", edit: own, until: "finish", more: []runner.Record{{Event: runner.Finished}}, via: ViaSnapshot, to: whole, want: "spec.snapshot.keep"},
+		{name: "kept after the last step", edit: func(s *plans.Spec) { own(s); s.Snapshot.Keep = true }, until: "finish", more: []runner.Record{{Event: runner.Finished}}, via: ViaSnapshot, to: whole, goes: ViaSnapshot},
+		{name: "a part lies elsewhere", edit: func(s *plans.Spec) { s.Snapshot = &plans.Snapshot{Method: plans.SnapshotLVM} }, until: "install", via: ViaSnapshot, want: "it does not hold /srv/data"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := atHome(t)
+			if c.edit != nil {
+				c.edit(&m.Plan.Spec)
+			}
+			m.Facts.Host.Storage = snapshot.Storage{FileSystems: []snapshot.FileSystem{{Target: "/srv", Source: "/dev/sdb1", Type: "xfs", Device: "8:17", Paths: []string{"/srv/data"}}}}
+			m.Via = c.via
+			reached(t, m, c.until, append([]runner.Record{done(snapshotStep, "create", "null")}, c.more...)...)
+			u, err := m.Unwind(t.Context(), c.to)
+			if c.want != "" {
+				var none *NoSnapshotError
+				require.ErrorAs(t, err, &none)
+				assert.ErrorContains(t, err, c.want)
+				assert.ErrorContains(t, err, "nothing was done")
+				return
+			}
+			require.NoError(t, err)
+			assert.Equal(t, c.goes, u.Via)
+			var names []string
+			for _, a := range u.Actions {
+				names = append(names, a.Step+"/"+a.Name)
+			}
+			if c.goes == ViaSnapshot {
+				at := c.until
+				want := []string{"status", "stop again", "restore", "time", "start again", "node again", "pods again"}
+				for i := range want {
+					want[i] = at + "/" + want[i]
+				}
+				assert.Equal(t, want, names)
+				assert.Contains(t, strings.Join(u.Lost, " "), "Everything that was written to the host's disks since")
+			} else {
+				assert.Contains(t, names, "uninstall/datastore back")
+			}
+		})
+	}
+}
+
+// A snapshot that fills up is told of once, and ends what runs before it overflows.
+func TestFullSnapshotStopsTheRun(t *testing.T) {
+	var said strings.Builder
+	m := atHome(t)
+	m.Progress = progress.New(&said, false)
+	seen := make(chan float64)
+	fill := func(context.Context) (string, float64, error) {
+		v, more := <-seen
+		switch {
+		case !more:
+			return "", 0, nil
+		case v < 0:
+			return "", 0, errors.New("the line is cut")
+		}
+		return "vg/root-before-x", v, nil
+	}
+	ctx, stop := m.watchFill(t.Context(), fill, time.Microsecond)
+	for _, v := range []float64{10, 71, -1, 72, 89.9} {
+		seen <- v
+	}
+	require.NoError(t, ctx.Err())
+	seen <- 90
+	<-ctx.Done()
+	came := ctx.Err()
+	close(seen)
+	stop(&came)
+	var full *FullError
+	require.ErrorAs(t, came, &full)
+	assert.Equal(t, &FullError{Host: "dedi", Part: "vg/root-before-x", Percent: 90}, full)
+	assert.Equal(t, 1, strings.Count(said.String(), "note:"), said.String())
+	assert.Contains(t, said.String(), "full to 71 %")
+
+	// Where nothing fills, what came of the run stays as it is.
+	ctx, stop = m.watchFill(t.Context(), func(context.Context) (string, float64, error) { return "", 0, nil }, time.Microsecond)
+	time.Sleep(time.Millisecond)
+	came = nil
+	stop(&came)
+	require.NoError(t, came)
+	require.Error(t, ctx.Err(), "the context ends with the watch")
+}
+
+// What a run is bound to holds no word of the author's commands, which may be secret and may be mended.
+func TestCommandsOfTheSnapshotAreNotBound(t *testing.T) {
+	m := migration(t, func(s *plans.Spec) { s.Snapshot = ownSnapshot() })
+	bound := m.bind("key").Extra["spec.snapshot"]
+	assert.Equal(t, `{"method":"command"}`, bound)
+	m.Plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotLVM, Size: "20Gi"}
+	assert.Equal(t, `{"method":"lvm","size":"20Gi"}`, m.bind("key").Extra["spec.snapshot"])
+}
+
+// The reason for which there is no snapshot is in the journal.
+func TestNoSnapshotForAReason(t *testing.T) {
+	m := migration(t, func(s *plans.Spec) { s.Snapshot = &plans.Snapshot{Method: plans.SnapshotNone, Reason: "the provider's are taken at night"} })
+	actions, err := m.takeSnapshot(t.Context())
+	require.NoError(t, err)
+	require.Len(t, actions, 1)
+	data, err := actions[0].Run(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, map[string]string{"reason": "the provider's are taken at night"}, data)
+}
+
+// Own commands fail with their field and status, and with nothing of what they print; those of the host are looked for
+// beforehand.
+func TestOwnCommandsOfTheSnapshot(t *testing.T) {
+	for _, on := range []plans.Place{plans.OnLaptop, plans.OnHost} {
+		t.Run(string(on), func(t *testing.T) {
+			m := onSSH(t)
+			var shown strings.Builder
+			m.Output = &shown
+			sh := func(script string) []string { return []string{"sh", "-c", script} }
+			m.Plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotCommand, Command: &plans.SnapshotCommands{
+				On: on, Create: sh("echo token s3cret; exit 9"), Status: sh("exit 1"), Restore: sh("true"), Delete: []string{"no-such-program"},
+			}}
+			m.Plan.Spec.Platform.Directory = t.TempDir()
+			method := m.snapshotMethod()
+			take := method.Take()
+			err := take[0].Run(t.Context())
+			require.ErrorContains(t, err, "spec.snapshot.command.create: ")
+			assert.ErrorContains(t, err, "exit status 9")
+			assert.NotContains(t, err.Error(), "s3cret")
+			assert.Contains(t, shown.String(), "token s3cret")
+			there, err := take[0].Done(t.Context())
+			require.NoError(t, err)
+			assert.False(t, there)
+			require.NoError(t, method.Return()[1].Run(t.Context()), "what restarts nothing")
+			err = method.Ready(t.Context())
+			if on == plans.OnHost {
+				require.ErrorContains(t, err, `spec.snapshot.command.delete[0]: host host has no program "no-such-program"`)
+			} else {
+				require.NoError(t, err, "loading the plan looks for the laptop's")
+			}
+		})
+	}
+}
