@@ -44,9 +44,9 @@ type pace struct {
 
 var usualPace = pace{look: 5 * time.Second, refused: 2 * time.Second, again: 5 * time.Minute, state: 30 * time.Minute, shot: 3 * time.Hour, start: 30 * time.Minute}
 
-func newScaleway(a Ask) Method {
-	s := scaleway{base: base{a}, at: *a.Plan.Scaleway, pace: usualPace}
-	s.client = sync.OnceValues(func() (*scw.Client, error) { return newClient(s.pace.refused) })
+func newScaleway(a Ask, p pace) Method {
+	s := scaleway{base: base{a}, at: *a.Plan.Scaleway, pace: p}
+	s.client = sync.OnceValues(func() (*scw.Client, error) { return newClient(p.refused) })
 	switch s.at.Product {
 	case plans.ScalewayInstance:
 		return &scwInstance{s}

@@ -128,7 +128,7 @@ func New(a Ask) Method {
 	case plans.SnapshotZFS:
 		return zfs{base{a}}
 	case plans.SnapshotScaleway:
-		return newScaleway(a)
+		return newScaleway(a, usualPace)
 	case plans.SnapshotCommand:
 		return command{base{a}}
 	}
