@@ -436,6 +436,7 @@ type fakeMachine struct {
 
 	mu       sync.Mutex
 	system   string // "", "own" or "rescue"
+	deaf     bool   // the rescue system's SSH server does not come up
 	password string
 	boot     int
 	shown    ssh.Signer
@@ -514,11 +515,11 @@ func (m *fakeMachine) now() string {
 func (m *fakeMachine) serve(c net.Conn) {
 	defer c.Close()
 	m.mu.Lock()
-	system, password, boot, shown := m.system, m.password, m.boot, m.shown
+	system, password, boot, shown, deaf := m.system, m.password, m.boot, m.shown, m.deaf
 	m.conns[c] = true
 	m.mu.Unlock()
 	defer func() { m.mu.Lock(); delete(m.conns, c); m.mu.Unlock() }()
-	if system == "" {
+	if system == "" || system == "rescue" && deaf {
 		return
 	}
 	config := &ssh.ServerConfig{

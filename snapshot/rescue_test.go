@@ -1,0 +1,336 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"github.com/stretchr/testify/require"
+
+	"sunbeam.pt/k3s-dualstack/backup"
+	"sunbeam.pt/k3s-dualstack/internal/sshtest"
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+// rescued is a dedicated server of the fake, whose disks are files.
+type rescued struct {
+	*scwRescue
+	f     *fakeScaleway
+	disks []string
+	log   *told
+	again func() *scwRescue // as another process makes it
+}
+
+const fakeDiskSize = 5<<20 + 4096
+
+func newRescued(t *testing.T, product plans.ScalewayProduct) *rescued {
+	sshtest.Need(t, "zstd", "zstd")
+	f := newFakeScaleway(t)
+	dir := t.TempDir()
+	id, err := age.GenerateX25519Identity()
+	require.NoError(t, err)
+	key := filepath.Join(dir, "key")
+	require.NoError(t, os.WriteFile(key, []byte(id.String()+"\n"), 0o600))
+	at := plans.ScalewayServer{Product: product, Zone: fakeZone, ID: fakeID, Images: filepath.Join(dir, "images"), TrustRescueHostKey: true}
+	if product == plans.ScalewayDedibox {
+		at.ID = fakeNumber
+	}
+	for _, name := range []string{"disk one", "disk'two"} {
+		disk := filepath.Join(dir, name)
+		data := make([]byte, fakeDiskSize)
+		_, err := rand.Read(data[:3<<20])
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(disk, data, 0o600))
+		at.Disks = append(at.Disks, disk)
+	}
+	a, log := asking(t, f, at)
+	a.Encryption = plans.Encryption{Recipients: []string{id.Recipient().String()}, Identities: []string{key}}
+	make := func() *scwRescue {
+		r := newScaleway(a, quickPace).(*scwRescue)
+		r.port = f.machine.port
+		r.tools = tools{size: "stat -Lc %s", flush: "true", release: "true"}
+		return r
+	}
+	return &rescued{make(), f, at.Disks, log, make}
+}
+
+func (r *rescued) read(t *testing.T) (out []string) {
+	t.Helper()
+	for _, disk := range r.disks {
+		data, err := os.ReadFile(disk)
+		require.NoError(t, err)
+		out = append(out, string(data))
+	}
+	return out
+}
+
+// change is what a rebuild does to the disks.
+func (r *rescued) change(t *testing.T) {
+	t.Helper()
+	for _, disk := range r.disks {
+		data := make([]byte, fakeDiskSize)
+		_, err := rand.Read(data)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(disk, data, 0o600))
+	}
+}
+
+// same compares disks without printing them.
+func same(t *testing.T, want, got []string) {
+	t.Helper()
+	for i := range want {
+		require.True(t, want[i] == got[i], "disk %d differs", i)
+	}
+}
+
+// secretless looks that no password that the API gave stands where a person or the journal may see it.
+func (r *rescued) secretless(t *testing.T, err error) {
+	t.Helper()
+	texts := []string{r.log.String()}
+	if err != nil {
+		texts = append(texts, err.Error())
+	}
+	for _, o := range append(append(r.Take(), r.Return()...), r.Remove()...) {
+		texts = append(texts, o.Command, o.Summary)
+	}
+	if data, err := os.ReadFile(filepath.Join(r.dir(), "manifest.json")); err == nil {
+		texts = append(texts, string(data))
+	}
+	for _, text := range texts {
+		require.NotContains(t, text, "Rescue-Pa55")
+	}
+}
+
+func TestRescue(t *testing.T) {
+	for _, product := range []plans.ScalewayProduct{plans.ScalewayElasticMetal, plans.ScalewayDedibox} {
+		t.Run(string(product), func(t *testing.T) {
+			r := newRescued(t, product)
+			before := r.read(t)
+			require.NoError(t, r.Ready(t.Context()))
+			require.Empty(t, r.f.writes(), "looking changes nothing")
+			runAll(t, t.Context(), r.Take())
+			require.Equal(t, "own", r.f.machine.now())
+			same(t, before, r.read(t))
+			require.ErrorContains(t, r.Take()[0].Run(t.Context()), "of an earlier run")
+			set, err := backup.Open(r.dir(), nil, r.Encryption.Identities)
+			require.NoError(t, err)
+			require.Len(t, set.Artifacts(), 2)
+			for _, a := range set.Artifacts() {
+				require.Equal(t, backup.Zstd, a.Codec)
+				require.Less(t, a.Size, int64(fakeDiskSize), "compressed")
+			}
+			require.Contains(t, r.log.String(), "is trusted by the host key that it showed first: SHA256:")
+
+			r.change(t)
+			runAll(t, t.Context(), r.Return())
+			require.Equal(t, "own", r.f.machine.now())
+			same(t, before, r.read(t))
+			pending, err := r.Pending(t.Context())
+			require.NoError(t, err)
+			require.Empty(t, pending)
+
+			runAll(t, t.Context(), r.Remove())
+			require.NoDirExists(t, r.dir())
+			runAll(t, t.Context(), r.Remove())
+			require.ErrorContains(t, r.Return()[0].Run(t.Context()), otherwise)
+			r.secretless(t, nil)
+			rescue, normal := r.machine.commands()
+			require.Contains(t, r.Take()[1].Command, rescue)
+			require.Contains(t, r.Take()[1].Command, normal)
+			require.Contains(t, r.Take()[1].Summary, "restarts the host twice")
+		})
+	}
+}
+
+// Wherever taking is cut off, the host answers after Reach, and the next attempt makes all images.
+func TestRescueTakeCutOff(t *testing.T) {
+	for n := 1; ; n++ {
+		r := newRescued(t, plans.ScalewayElasticMetal)
+		r.f.slow = 1
+		ctx, cancel := context.WithCancel(t.Context())
+		r.f.at = func(k int) {
+			if k == n {
+				cancel()
+			}
+		}
+		err := r.take(ctx)
+		cancel()
+		r.secretless(t, err)
+		if err == nil {
+			break
+		}
+		require.ErrorIs(t, err, context.Canceled)
+		again := r.again()
+		require.NoError(t, again.Reach(t.Context(), "image"))
+		require.Equal(t, "own", r.f.machine.now(), "cut off at request %d", n)
+		require.NoError(t, again.take(t.Context()))
+		require.NoError(t, again.Return()[0].Run(t.Context()))
+	}
+}
+
+// A connection that is lost while a disk is read or written is no harm: the stream is begun anew.
+func TestRescueLostConnection(t *testing.T) {
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	before := r.read(t)
+	r.f.machine.cutAfter = 1 << 20
+	require.NoError(t, r.take(t.Context()))
+	require.Zero(t, r.f.machine.cutAfter)
+	r.change(t)
+	r.f.machine.takeAfter = 1 << 20
+	require.NoError(t, r.write(t.Context()))
+	require.Zero(t, r.f.machine.takeAfter)
+	same(t, before, r.read(t))
+}
+
+// A disk that is written in part cannot be started from, and nothing but the whole return ends the rescue mode.
+func TestRescueWriteCutOff(t *testing.T) {
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	before := r.read(t)
+	require.NoError(t, r.take(t.Context()))
+	r.change(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.write(ctx) }()
+	require.Eventually(t, func() bool {
+		data, err := os.ReadFile(r.disks[0])
+		return err == nil && strings.Trim(string(data[:1<<20]), "\x00") == ""
+	}, 10*time.Second, 100*time.Microsecond)
+	cancel()
+	err := <-done
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorContains(t, err, "do not start it from its disks, repeat the command")
+	require.Equal(t, "rescue", r.f.machine.now())
+	r.secretless(t, err)
+
+	again := r.again()
+	pending, err := again.Pending(t.Context())
+	require.NoError(t, err)
+	require.Contains(t, pending, "are written in part")
+	require.ErrorContains(t, again.Remove()[0].Run(t.Context()), "complete the rollback")
+	require.NoError(t, again.Reach(t.Context(), "write"))
+	require.Equal(t, "own", r.f.machine.now())
+	same(t, before, r.read(t))
+	pending, err = again.Pending(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, pending)
+}
+
+// The scripts leave the first mebibyte empty when the stream breaks off.
+func TestWritingStopsShort(t *testing.T) {
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	require.NoError(t, r.take(t.Context()))
+	r.change(t)
+	h, err := r.Host(t.Context())
+	require.NoError(t, err)
+	artifact := filepath.Join(r.dir(), "half")
+	require.NoError(t, h.Run(t.Context(), "head -c 3000000 /dev/urandom | zstd -q | head -c 2000000 >"+remote.Quote(artifact)))
+	script := fmt.Sprintf(writing, remote.Quote(r.disks[0]), unpacks[backup.Zstd])
+	require.Error(t, h.Run(t.Context(), "{ "+script+"\n} <"+remote.Quote(artifact)))
+	data := r.read(t)[0]
+	require.Len(t, data, fakeDiskSize)
+	require.Empty(t, strings.Trim(data[:1<<20], "\x00"), "cannot be started from")
+}
+
+func damage(t *testing.T, file string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	data[len(data)/2] ^= 1
+	require.NoError(t, os.WriteFile(file, data, 0o600))
+}
+
+func TestRescueRefusals(t *testing.T) {
+	for name, c := range map[string]struct {
+		before func(*testing.T, *rescued)
+		run    func(*rescued) error
+		err    []string
+		begun  bool // orders may have been given
+	}{
+		"no such disk": {before: func(t *testing.T, r *rescued) { r.at.Disks[1] += "x" }, run: func(r *rescued) error { return r.Ready(context.Background()) },
+			err: []string{"spec.snapshot.scaleway.disks[1]: there is no ", "lsblk"}},
+		"no room": {before: func(t *testing.T, r *rescued) { r.tools.size = "printf 9000000000000000; true" }, run: func(r *rescued) error { return r.Ready(context.Background()) },
+			err: []string{"spec.snapshot.scaleway.images: ", "imagesFit: true"}},
+		"wrong id": {before: func(t *testing.T, r *rescued) { r.at.ID = "99999999-2222-4333-8444-555555555555" }, run: func(r *rescued) error { return r.Ready(context.Background()) },
+			err: []string{"there is none of this ID"}},
+		"a damaged image": {before: func(t *testing.T, r *rescued) {
+			require.NoError(t, r.take(t.Context()))
+			damage(t, filepath.Join(r.dir(), r.artifact(1)+".age"))
+		}, run: func(r *rescued) error { return r.Return()[0].Run(context.Background()) }, err: []string{"is damaged", otherwise}},
+		"an image that is gone": {before: func(t *testing.T, r *rescued) {
+			require.NoError(t, r.take(t.Context()))
+			require.NoError(t, os.Remove(filepath.Join(r.dir(), r.artifact(0)+".age")))
+		}, run: func(r *rescued) error { return r.Return()[0].Run(context.Background()) }, err: []string{"its file is missing", otherwise}},
+		"another server's images": {before: func(t *testing.T, r *rescued) {
+			require.NoError(t, r.take(t.Context()))
+			r.at.Zone = "fr-par-1"
+		}, run: func(r *rescued) error { _, err := r.whole(context.Background()); return err }, err: []string{"is of elastic-metal " + fakeID + " in fr-par-2, not of"}},
+		"another disk": {before: func(t *testing.T, r *rescued) {
+			require.NoError(t, r.take(t.Context()))
+			require.NoError(t, os.Truncate(r.disks[0], 2*fakeDiskSize))
+		}, run: func(r *rescued) error { return r.write(context.Background()) }, begun: true, err: []string{"it is another disk", "nothing was written"}},
+		"a disk that cannot be read": {before: func(t *testing.T, r *rescued) {
+			r.tools.size = "rm -rf " + remote.Quote(r.disks[1]) + "; mkdir " + remote.Quote(r.disks[1]) + "; printf 5246976; true"
+		}, run: func(r *rescued) error { return r.take(context.Background()) }, begun: true, err: []string{"making the image of ", "exit status 1: reading\ndd: "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRescued(t, plans.ScalewayElasticMetal)
+			c.before(t, r)
+			writes := len(r.f.writes())
+			err := c.run(r)
+			require.Error(t, err)
+			for _, part := range c.err {
+				require.ErrorContains(t, err, part)
+			}
+			if !c.begun {
+				require.Len(t, r.f.writes(), writes, "nothing is begun")
+			}
+			require.Equal(t, "own", r.f.machine.now(), "the host runs")
+			r.secretless(t, err)
+		})
+	}
+}
+
+// A rescue system that never comes up: the server is told to start from its disks, and the person how to do it.
+func TestRescueNeverUp(t *testing.T) {
+	for _, product := range []plans.ScalewayProduct{plans.ScalewayElasticMetal, plans.ScalewayDedibox} {
+		t.Run(string(product)+" state", func(t *testing.T) {
+			r := newRescued(t, product)
+			r.f.stuck = true
+			r.pace.state = 50 * time.Millisecond
+			err := r.take(t.Context())
+			var late *LateError
+			require.ErrorAs(t, err, &late)
+			_, normal := r.machine.commands()
+			require.ErrorContains(t, err, "Starting the rescue system: not so after 50ms")
+			require.ErrorContains(t, err, normal)
+			require.ErrorContains(t, err, r.console())
+
+			r.f.mu.Lock()
+			r.f.stuck = false
+			r.f.mu.Unlock()
+			again := r.again()
+			require.NoError(t, again.Reach(t.Context(), "image"))
+			require.Equal(t, "own", r.f.machine.now())
+		})
+		t.Run(string(product)+" SSH", func(t *testing.T) {
+			r := newRescued(t, product)
+			r.f.machine.mu.Lock()
+			r.f.machine.deaf = true
+			r.f.machine.mu.Unlock()
+			r.pace.start = 300 * time.Millisecond
+			err := r.take(t.Context())
+			require.ErrorContains(t, err, "Waiting for the rescue system to answer: not so after 300ms")
+			require.False(t, errors.Is(err, context.Canceled))
+			require.Equal(t, "own", r.f.machine.now(), "it runs from its disks again")
+			r.secretless(t, err)
+		})
+	}
+}
