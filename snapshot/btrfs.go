@@ -206,9 +206,20 @@ func (t topLevel) each(format string) string {
 	return s.String()
 }
 
-// one fills in a subvolume's path (P), its snapshot's name (N) and where it is seen (S).
-func (topLevel) one(v Subvolume, format string) string {
-	return fmt.Sprintf("P=%s N=%s S=%s\n%s\n", remote.Quote(v.Path), remote.Quote(v.name()), remote.Quote(v.Seen), format)
+// one fills in a subvolume's path (P), its snapshot's name (N), where it is seen (S), and, for one that is nested in another that is
+// held, that one's name (O) and the place in it (I).
+func (t topLevel) one(v Subvolume, format string) string {
+	var around Subvolume
+	for _, o := range t.held {
+		if o.Path != v.Path && below(v.Path, o.Path) && len(o.Path) > len(around.Path) {
+			around = o
+		}
+	}
+	name, place := "", ""
+	if around.Path != "" {
+		name, place = around.name(), strings.TrimPrefix(v.Path, around.Path+"/")
+	}
+	return fmt.Sprintf("P=%s N=%s S=%s O=%s I=%s\n%s\n", remote.Quote(v.Path), remote.Quote(v.name()), remote.Quote(v.Seen), remote.Quote(name), remote.Quote(place), format)
 }
 
 // names are the method's directories as the scripts know them: before, returning, replacing and replaced.
@@ -299,14 +310,21 @@ func (b btrfs) proof() (t topLevel, v Subvolume, inside string, ok bool) {
 	return t, v, "/" + strings.TrimPrefix(strings.TrimPrefix(path.Clean(b.Proof), strings.TrimSuffix(v.Seen, "/")), "/"), ok
 }
 
-// look finds all snapshots whole and the subvolumes that they are of replaceable.
-const lookSubvolume = `is "$B/$N" || die "there is no snapshot $B/$N at the top level"
-case $(says Flags "$B/$N") in *readonly*) ;; *) die "the snapshot $B/$N is not read-only any more: what it holds cannot be trusted" ;; esac
-if [ ! -e "$R" ]; then # or else a return is unfinished, which the next one finishes first
+// replaceable finds the subvolume that a snapshot was taken of, and that it can be replaced. Where it is nested in another that
+// is held, it may be gone: deleting it as a directory, as an uninstall does, deletes a subvolume, and its place is in that
+// one's snapshot.
+const replaceable = `if is "$P" || [ -z "$O" ] || [ "$(inode "$B/$O/$I")" != 2 ]; then
   fit "$P" "$S" "$B/$N"
   if [ "$(says 'Parent UUID' "$B/$N")" != "$(says UUID "$P")" ] && [ "$(says 'Parent UUID' "$P")" != "$(says UUID "$B/$N")" ]; then
     die "the subvolume $P is another than the one that the snapshot $B/$N was taken of"
   fi
+fi`
+
+// lookSubvolume finds a snapshot whole, and the subvolume that it is of replaceable.
+const lookSubvolume = `is "$B/$N" || die "there is no snapshot $B/$N at the top level"
+case $(says Flags "$B/$N") in *readonly*) ;; *) die "the snapshot $B/$N is not read-only any more: what it holds cannot be trusted" ;; esac
+if [ ! -e "$R" ]; then # or else a return is unfinished, which the next one finishes first
+` + replaceable + `
 fi`
 
 func (b btrfs) look(ctx context.Context) error {
@@ -325,16 +343,17 @@ func (b btrfs) look(ctx context.Context) error {
 // that place; what was made after the snapshot was taken stays in what is replaced.
 const swapAid = `swap() {
   if is "$W/$2"; then
-    if [ ! -e "$R/$2" ]; then
-      is "$1" || die "there is no subvolume $1 to be replaced"
-      mkdir -p -- "$R"
-      mv -T -- "$1" "$R/$2"
-    fi
-    [ ! -e "$1" ] || die "$1 is there, and $R/$2, which it was renamed to: nothing is overwritten; see which is wanted"
+    mkdir -p -- "$R"
+    if [ ! -e "$R/$2" ] && is "$1"; then mv -T -- "$1" "$R/$2"; fi
+    # Nothing, or the place for it in the one around it, which took its own place before.
+    [ ! -e "$1" ] || [ "$(inode "$1")" = 2 ] || die "there is something else than a subvolume at $1, or its other half is in $R/$2: nothing is overwritten; see which is wanted"
     mv -T -- "$W/$2" "$1"
   fi
   is "$1" || die "there is no subvolume $1"
-  is "$R/$2" || die "nothing was prepared to take the place of $1: there is no $W/$2"
+  if [ ! -e "$R/$2" ]; then
+    [ "$(says 'Parent UUID' "$1")" = "$(says UUID "$B/$2")" ] || die "nothing was prepared to take the place of $1: there is no $W/$2"
+    return 0
+  fi
   default=$(btrfs subvolume get-default . | sed 's/^ID \([0-9]*\).*/\1/')
   if [ "$default" = "$(number "$R/$2")" ]; then btrfs subvolume set-default "$(number "$1")" .; fi
   all=$(nested "$R/$2")
@@ -355,48 +374,59 @@ settle() {
 
 // prepare makes the writable snapshots. What an earlier return left unfinished is finished first.
 func (b btrfs) prepare(t topLevel) string {
-	return t.at(b.names() + swapAid + `
-if [ -d "$R" ]; then
-` + restartMark + "\n" + t.each(`if [ -e "$R/$N" ]; then swap "$P" "$N"; fi`) + `
+	return `if [ -d "$R" ]; then
+` + t.each(`if [ -e "$R/$N" ]; then swap "$P" "$N"; fi`) + `
 drop "$W"
 settle
 fi
-` + t.each(`fit "$P" "$S" "$B/$N"`) + `
+` + t.each(replaceable) + `
 drop "$W.part"
 drop "$W"
 mkdir -- "$W.part"
 ` + t.each(`btrfs subvolume snapshot -- "$B/$N" "$W.part/$N" >/dev/null`) + `
 btrfs filesystem sync . >/dev/null
 mv -T -- "$W.part" "$W"
-btrfs filesystem sync . >/dev/null`)
+btrfs filesystem sync . >/dev/null
+`
+}
+
+// swap puts what was prepared in the place of all subvolumes. Where the host was started anew since some of that was done, it has
+// run on old and new together: what is in place already is prepared once more, so that all are as the snapshots are.
+func (b btrfs) swap(ctx context.Context) error {
+	for _, t := range b.topLevels() {
+		again := fmt.Sprintf("if [ ! -e %s ] && [ -d \"$R\" ]; then\n%sfi", restartWanted, b.prepare(t))
+		if err := b.run(ctx, "looking how far the subvolumes "+t.paths()+" are replaced", t.at(b.names()+swapAid+again)); err != nil {
+			return err
+		}
+	}
+	for _, t := range b.topLevels() {
+		err := b.run(ctx, "putting snapshots in the place of the subvolumes "+t.paths(), t.at(b.names()+swapAid+restartMark+"\n"+t.each(`swap "$P" "$N"`)+"btrfs filesystem sync . >/dev/null"))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b btrfs) Return() []Operation {
 	look := Operation{Name: "look", Place: OnHost, Summary: "See that every snapshot is there and can take its subvolume's place", Run: b.look}
 	out := []Operation{look}
-	var swaps, kept []Operation
-	var where []string
+	var kept []Operation
+	var where, paths, swaps []string
 	for _, t := range b.topLevels() {
 		if out[0].Command == "" {
 			out[0].Command = t.byHand("btrfs subvolume list -r -q -u .")
 		}
-		writable := []string{"mkdir " + remote.Quote(b.returning())}
+		writable, swap := []string{"mkdir " + remote.Quote(b.returning())}, []string{"mkdir " + remote.Quote(b.replacing())}
 		for _, v := range t.held {
 			writable = append(writable, "btrfs subvolume snapshot "+remote.Quote(b.before()+"/"+v.name(), b.returning()+"/"+v.name()))
-			swaps = append(swaps, Operation{
-				Name: "swap " + t.system + " " + v.Path, Place: OnHost,
-				Summary: fmt.Sprintf("Put a writable snapshot in the place of the subvolume %s, from the host's next start; those nested in it go along", v.Path),
-				Command: t.byHand("mkdir -p "+remote.Quote(b.replacing()), "mv -T "+remote.Quote(v.Path, b.replacing()+"/"+v.name()), "mv -T "+remote.Quote(b.returning()+"/"+v.name(), v.Path)),
-				Run: func(ctx context.Context) error {
-					return b.run(ctx, "putting a snapshot in the place of the subvolume "+v.Path, t.at(b.names()+swapAid+restartMark+"\n"+t.one(v, `swap "$P" "$N"`)+"btrfs filesystem sync . >/dev/null"))
-				},
-			})
+			swap = append(swap, "mv -T "+remote.Quote(v.Path, b.replacing()+"/"+v.name()), "mv -T "+remote.Quote(b.returning()+"/"+v.name(), v.Path))
 		}
 		out = append(out, Operation{
 			Name: "prepare " + t.system, Place: OnHost, Command: t.byHand(writable...),
 			Summary: "Make writable snapshots of the snapshots, which stay as they are",
 			Run: func(ctx context.Context) error {
-				return b.run(ctx, "making writable snapshots of the subvolumes "+t.paths(), b.prepare(t))
+				return b.run(ctx, "making writable snapshots of the subvolumes "+t.paths(), t.at(b.names()+swapAid+b.prepare(t)))
 			},
 		})
 		kept = append(kept, Operation{
@@ -406,16 +436,21 @@ func (b btrfs) Return() []Operation {
 				return b.run(ctx, "keeping what was replaced", t.at(b.names()+swapAid+"settle"))
 			},
 		})
-		where = append(where, t.system)
+		where, paths, swaps = append(where, t.system), append(paths, t.paths()), append(swaps, t.byHand(swap...))
 	}
-	return slices.Concat(out, swaps, kept, []Operation{b.restart(fmt.Sprintf("it mounts what took the subvolumes' place; what was replaced stays in %s* at the top level of %s until you delete it", b.replaced(), strings.Join(where, ", ")))})
+	// One operation, so that it is done for all of them without a start of the host between.
+	out = append(out, Operation{
+		Name: "swap", Place: OnHost, Command: strings.Join(swaps, "; cd /; umount /mnt; "), Run: b.swap,
+		Summary: fmt.Sprintf("Put writable snapshots in the place of the subvolumes %s, from the host's next start; those nested in them go along", strings.Join(paths, ", ")),
+	})
+	return slices.Concat(out, kept, []Operation{b.restart(fmt.Sprintf("it mounts what took the subvolumes' place; what was replaced stays in %s* at the top level of %s until you delete it", b.replaced(), strings.Join(where, ", ")))})
 }
 
-// Pending are the subvolumes that are not what is mounted any more.
+// Pending are the subvolumes that are not what is mounted any more. One that is seen only in another goes with that one.
 func (b btrfs) Pending(ctx context.Context) (string, error) {
 	var waiting []string
 	for _, t := range b.topLevels() {
-		out, err := b.output(ctx, "looking which subvolumes are in use", t.at(b.names()+t.each(`if ! is "$P" || [ "$(number "$P")" != "$(number "$S" 2>/dev/null)" ]; then printf '%s\n' "$P"; fi`)))
+		out, err := b.output(ctx, "looking which subvolumes are in use", t.at(b.names()+t.each(`if [ -e "$R" ] || { is "$P" && is "$S" && [ "$(number "$P")" != "$(number "$S")" ]; }; then printf '%s\n' "$P"; fi`)))
 		if err != nil {
 			return "", err
 		}

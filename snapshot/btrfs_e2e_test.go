@@ -203,7 +203,8 @@ func (d *disk) rebuild(n int) {
 rm -rf var/lib/rancher/k3s usr/local/bin/k3s mnt/other/claim
 mkdir -p var/lib/rancher/k3s var/lib/kubelet
 echo new > etc/conf; echo added > etc/added; echo dual > var/lib/rancher/k3s/new; echo lost > srv\ vol/data/db
-echo later > var/lib/machines/later%d
+if [ $((%[2]d %% 2)) = 0 ]; then rm -rf srv\ vol; mkdir -p srv\ vol/data; echo plain > srv\ vol/data/db; fi
+echo later > var/lib/machines/later%[2]d
 [ -d var/lib/later ] || btrfs subvolume create var/lib/later >/dev/null`, d.dir, n)
 }
 
@@ -277,7 +278,7 @@ func TestBtrfsReturn(t *testing.T) {
 	require.NoError(t, perform(nil).all(t.Context(), list[:len(list)-1]))
 	pending, err = b.Pending(t.Context())
 	require.NoError(t, err)
-	assert.Contains(t, pending, "@, @/srv vol, @other")
+	assert.Contains(t, pending, "subvolumes @, @other;")
 	restarted, err := list[len(list)-1].Done(t.Context())
 	require.NoError(t, err)
 	assert.False(t, restarted)
@@ -293,6 +294,7 @@ func TestBtrfsReturn(t *testing.T) {
 	d.rebuild(2)
 	require.NoError(t, perform(d.restart).all(t.Context(), b.Return()))
 	d.returned(want, 2)
+	assert.Equal(t, "plain", d.top("cat 'migrate-replaced-shop-2/@/srv vol/data/db'"), "what was there instead of a subvolume that was deleted")
 	assert.Equal(t, "migrate-replaced-shop\nmigrate-replaced-shop-2", d.top("ls -d migrate-replaced-*"))
 
 	remove := b.Remove()
@@ -303,8 +305,8 @@ func TestBtrfsReturn(t *testing.T) {
 	d.returned(want, 2)
 }
 
-// Each change that the scripts make is the last before a kill -9 once, after which the return goes on, or another begins
-// after the host was started anew.
+// Each change that the scripts make is the last before a kill -9 once. After it the return goes on, at once or after the host was
+// started anew, or another begins.
 func TestBtrfsCutOff(t *testing.T) {
 	d := newDisk(t)
 	want := tree(t, d.dir, "var/lib/machines")
@@ -326,7 +328,7 @@ func TestBtrfsCutOff(t *testing.T) {
 	}
 	assert.Greater(t, cuts, 6)
 
-	for _, anew := range []bool{false, true} {
+	for _, mode := range []string{"goes on", "goes on after a start", "begins anew after a start"} {
 		cuts := 0
 		for n := 1; ; n++ {
 			d.rebuild(n)
@@ -339,18 +341,23 @@ func TestBtrfsCutOff(t *testing.T) {
 				break
 			}
 			cuts++
-			if anew {
+			if mode != "goes on" {
 				require.ErrorContains(t, err, "exit status 137")
 				// Without what is between two renames the host would not start.
 				if d.top(`if is @ && is @other; then echo whole; fi`) == "whole" {
 					d.restart()
+					if !p.done["swap"] {
+						d.rebuild(n) // it runs on old and new together
+					}
 				}
+			}
+			if mode == "begins anew after a start" {
 				p = perform(d.restart)
 			}
-			require.NoError(t, p.all(t.Context(), b.Return()), "cut off after %d, anew: %t", n, anew)
+			require.NoError(t, p.all(t.Context(), b.Return()), "cut off after %d: %s", n, mode)
 			d.returned(want, n)
 		}
-		t.Logf("a return, anew: %t: %d cuts", anew, cuts)
+		t.Logf("a return that %s: %d cuts", mode, cuts)
 		assert.Greater(t, cuts, 15)
 	}
 }
@@ -364,7 +371,10 @@ func TestBtrfsRefuses(t *testing.T) {
 		"a snapshot became writable":     {func(d *disk) { d.top("btrfs property set migrate-before-shop/@other ro false") }, "is not read-only any more"},
 		"another subvolume in its place": {func(d *disk) { d.top("mv @other away; btrfs subvolume create @other") }, "is another than the one that the snapshot"},
 		"no subvolume in its place":      {func(d *disk) { d.top("mv @other away; mkdir @other") }, "@other is no subvolume"},
-		"something nested is read-only":  {func(d *disk) { d.top("btrfs property set @/var/lib/machines ro true") }, "@/var/lib/machines is nested in @ and read-only"},
+		"one that was nested is a directory where its outer one has no place for it": {func(d *disk) {
+			d.top("btrfs property set migrate-before-shop/@ ro false; rmdir 'migrate-before-shop/@/srv vol'; btrfs property set migrate-before-shop/@ ro true; btrfs subvolume delete '@/srv vol'")
+		}, "@/srv vol is no subvolume"},
+		"something nested is read-only": {func(d *disk) { d.top("btrfs property set @/var/lib/machines ro true") }, "@/var/lib/machines is nested in @ and read-only"},
 		"something nested is mounted upon": {func(d *disk) {
 			sh(d.t, `mount -t tmpfs tmpfs '%s'`, d.at("var/lib/machines"))
 		}, "something is mounted on it at "},

@@ -124,5 +124,5 @@ func TestBtrfsCommands(t *testing.T) {
 		names = append(names, strings.ReplaceAll(o.Name, "UUID=c4abac7c-31f4-4dec-88b7-2c149065c498", "U"))
 		assert.NotEmpty(t, o.Command, o.Name)
 	}
-	assert.Equal(t, []string{"look", "prepare U", "swap U @", "swap U @/srv vol", "swap U @other", "keep U", "restart"}, names)
+	assert.Equal(t, []string{"look", "prepare U", "swap", "keep U", "restart"}, names)
 }

@@ -49,6 +49,12 @@ func (z zfs) of(d Dataset) string { return d.Name + "@" + z.tag() }
 // onZFS tells whether a file system is a dataset, by the kernel's module or through FUSE.
 func (fs FileSystem) onZFS() bool { return fs.Type == "zfs" || fs.Type == "fuse.zfs" }
 
+// dataset is the one that is mounted, or a directory of which is.
+func (fs FileSystem) dataset() string {
+	name, _, _ := strings.Cut(fs.Source, "[")
+	return name
+}
+
 // Outside are the paths on anything but ZFS, and the datasets mounted below them that hold none themselves.
 func (z zfs) Outside() []string {
 	out := outside(z.Storage, FileSystem.onZFS)
@@ -139,11 +145,12 @@ func (z zfs) proof() (d Dataset, file string, ok bool) {
 			on = fs
 		}
 	}
-	i := slices.IndexFunc(z.held(), func(d Dataset) bool { return d.Target == on.Target && d.Name == on.Source })
+	i := slices.IndexFunc(z.held(), func(d Dataset) bool { return d.Name == on.dataset() })
 	if i < 0 {
 		return d, "", false
 	}
-	return z.held()[i], path.Join(on.Target, ".zfs/snapshot", z.tag(), strings.TrimPrefix(path.Clean(z.Proof), strings.TrimSuffix(on.Target, "/"))), true
+	d = z.held()[i]
+	return d, path.Join(d.Target, ".zfs/snapshot", z.tag(), on.Root, strings.TrimPrefix(path.Clean(z.Proof), strings.TrimSuffix(on.Target, "/"))), true
 }
 
 // newer prints, in the order of the words there, what was made of a dataset after the snapshot; the last line tells that
@@ -223,24 +230,29 @@ func (z zfs) Return() []Operation {
 	if z.DestroyNewer {
 		look.Summary = "See that every snapshot is there and that what is newer can be destroyed"
 	}
-	var back []Operation
+	var commands, names []string
 	for _, d := range z.held() {
 		look.Command = "zfs list -t snapshot -s creation -r " + remote.Quote(d.pool())
-		summary := "Roll the dataset " + d.Name + " back to the snapshot"
-		if z.DestroyNewer {
-			summary += ", and destroy the snapshots of it that are newer"
-		}
-		back = append(back, Operation{
-			// It can be repeated: nothing is newer than the snapshot once it was done.
-			Name: "rollback " + d.Name, Place: OnHost, Summary: summary, Command: z.rollback(d),
-			Run: func(ctx context.Context) error {
-				// One that was refused has changed nothing, and needs no restart.
-				script := fmt.Sprintf("before=; [ -e %[1]s ] || before=none\n%[2]s && %[3]s || { e=$?; [ -z \"$before\" ] || rm -f %[1]s; exit $e; }", restartWanted, restartMark, z.rollback(d))
-				return z.run(ctx, "rolling the dataset "+d.Name+" back", script)
-			},
-		})
+		commands, names = append(commands, z.rollback(d)), append(names, d.Name)
 	}
-	return slices.Concat([]Operation{look}, back, []Operation{z.restart("it runs on what was rolled back under it")})
+	summary := "Roll the datasets " + strings.Join(names, ", ") + " back to the snapshot"
+	if z.DestroyNewer {
+		summary += ", and destroy the snapshots of them that are newer"
+	}
+	// One operation, so that all are repeated where the host was started anew between. Nothing is newer than the snapshot in one
+	// that is rolled back.
+	back := Operation{
+		Name: "rollback", Place: OnHost, Summary: summary, Command: strings.Join(commands, " && "),
+		Run: func(ctx context.Context) error {
+			// One that was refused has changed nothing, and needs no restart.
+			script := fmt.Sprintf("before=; [ -e %[1]s ] || before=none\n%[2]s\n", restartWanted, restartMark)
+			for _, c := range commands {
+				script += fmt.Sprintf("%s || { e=$?; [ -z \"$before\" ] || rm -f %s; exit $e; }\nbefore=\n", c, restartWanted)
+			}
+			return z.run(ctx, "rolling back the datasets "+strings.Join(names, ", "), script)
+		},
+	}
+	return []Operation{look, back, z.restart("it runs on what was rolled back under it")}
 }
 
 // Pending tells that datasets were rolled back under the running system.
@@ -307,14 +319,23 @@ func (s *Storage) addDatasets(out string) {
 	var found []Dataset
 	for _, fs := range s.FileSystems {
 		touched = append(touched, fs.Paths...)
-		if fs.onZFS() {
-			found = append(found, Dataset{Name: fs.Source, Target: fs.Target, Paths: fs.Paths})
+		if !fs.onZFS() {
+			continue
 		}
+		i := slices.IndexFunc(found, func(d Dataset) bool { return d.Name == fs.dataset() })
+		if i < 0 {
+			i = len(found)
+			found = append(found, Dataset{Name: fs.dataset(), Target: fs.Target})
+		}
+		found[i].Paths = append(found[i].Paths, fs.Paths...)
 	}
 	for _, m := range r.FileSystems {
 		inside := slices.ContainsFunc(touched, func(p string) bool { return below(m.Target, p) })
-		known := slices.ContainsFunc(found, func(d Dataset) bool { return d.Name == m.Source })
-		if inside && !known && !strings.Contains(m.Source, "@") { // a snapshot that is looked at is mounted, too
+		i := slices.IndexFunc(found, func(d Dataset) bool { return d.Name == m.Source })
+		switch {
+		case i >= 0:
+			found[i].Target = m.Target // the whole of it, and not a directory of it that is mounted elsewhere
+		case inside && !strings.ContainsAny(m.Source, "@["): // a snapshot that is looked at is mounted, too
 			found = append(found, Dataset{Name: m.Source, Target: m.Target})
 		}
 	}

@@ -14,6 +14,7 @@ func datasets(out string) Storage {
 	s := Storage{FileSystems: []FileSystem{
 		{Target: "/", Source: "rpool/ROOT/debian", Type: "zfs", Root: "/", Paths: []string{"/etc", "/usr/local/bin"}},
 		{Target: "/var/lib/rancher", Source: "rpool/k3s", Type: "zfs", Root: "/", Paths: []string{"/var/lib/rancher/k3s"}},
+		{Target: "/var/lib/kubelet", Source: "rpool/k3s[/kubelet]", Type: "zfs", Root: "/kubelet", Paths: []string{"/var/lib/kubelet"}},
 		{Target: "/tank", Source: "tank", Type: "fuse.zfs", Root: "/", Paths: []string{"/tank/claim"}},
 	}}
 	s.addDatasets(out)
@@ -31,7 +32,7 @@ func TestDatasetsRead(t *testing.T) {
 	s := datasets(mounted + "rpool/k3s@nightly\nrpool/k3s@migrate-before-shop\nrpool/home@migrate-before-shop")
 	assert.Equal(t, []Dataset{
 		{Name: "rpool/ROOT/debian", Target: "/", Paths: []string{"/etc", "/usr/local/bin"}},
-		{Name: "rpool/k3s", Target: "/var/lib/rancher", Paths: []string{"/var/lib/rancher/k3s"}, Before: []string{"migrate-before-shop"}},
+		{Name: "rpool/k3s", Target: "/var/lib/rancher", Paths: []string{"/var/lib/rancher/k3s", "/var/lib/kubelet"}, Before: []string{"migrate-before-shop"}},
 		{Name: "tank", Target: "/tank", Paths: []string{"/tank/claim"}},
 		{Name: "rpool/agent", Target: "/var/lib/rancher/k3s/agent"},
 	}, s.Datasets)
@@ -68,10 +69,12 @@ func TestZFSCommands(t *testing.T) {
 		"zfs snapshot tank@migrate-before-shop",
 		"ls -d /var/lib/rancher/.zfs/snapshot/migrate-before-shop/k3s/server/token",
 	}, commands(New(ask).Take()))
-	assert.Equal(t, []string{"zfs rollback rpool/ROOT/debian@migrate-before-shop", "zfs rollback rpool/k3s@migrate-before-shop", "zfs rollback tank@migrate-before-shop", "systemctl reboot"},
+	assert.Equal(t, []string{"zfs rollback rpool/ROOT/debian@migrate-before-shop && zfs rollback rpool/k3s@migrate-before-shop && zfs rollback tank@migrate-before-shop", "systemctl reboot"},
 		commands(New(ask).Return())[1:])
+	ask.Proof = "/var/lib/kubelet/config" // by way of the directory that is mounted there
+	assert.Equal(t, "ls -d /var/lib/rancher/.zfs/snapshot/migrate-before-shop/kubelet/config", New(ask).Take()[2].Command)
 	ask.DestroyNewer = true
-	assert.Equal(t, "zfs rollback -r rpool/ROOT/debian@migrate-before-shop", New(ask).Return()[1].Command)
+	assert.Contains(t, New(ask).Return()[1].Command, "zfs rollback -r rpool/ROOT/debian@migrate-before-shop && zfs rollback -r rpool/k3s")
 	assert.Equal(t, []string{"zfs destroy rpool/ROOT/debian@migrate-before-shop", "zfs destroy rpool/k3s@migrate-before-shop", "zfs destroy tank@migrate-before-shop"}, commands(New(ask).Remove()))
 }
 
