@@ -20,7 +20,7 @@ type Host struct {
 	end      context.CancelFunc // ends life: Close was called
 }
 
-// Dial connects to the host as the plan says, checks every host key on the way against known_hosts, and
+// Dial connects to the host as the plan says, checks every host key on the way against known_hosts (but see Rescue), and
 // proves that commands can run as root. It tries once: its error is an *UnknownHostKeyError, a
 // *ChangedHostKeyError, an *AuthError, an *UnreachableError or a *SudoError wherever one of these is the cause.
 func Dial(ctx context.Context, h plans.Host, opts ...DialOption) (*Host, error) {

@@ -624,7 +624,7 @@ func (r *scwRescue) prepare(ctx context.Context, h *remote.Host) ([]drive, strin
 		return nil, "", err
 	}
 	busy, err := h.Output(ctx, "{ "+r.tools.release+"; } >/dev/null 2>&1\nfor d in $(readlink -e -- "+remote.Quote(r.at.Disks...)+`); do
-  lsblk -nrpo NAME,TYPE,MOUNTPOINT "$d" 2>/dev/null | awk '($2 != "disk" && $2 != "part") || $3 != "" { print $1 }'
+  lsblk -nrpo NAME,TYPE,MOUNTPOINT "$d" 2>/dev/null | awk '(NR > 1 && $2 != "part") || $3 != "" { print $1 }'
 done`)
 	if err != nil {
 		return nil, "", failed(h, "looking whether the rescue system uses the disks", err)

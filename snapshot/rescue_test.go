@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +61,7 @@ func newRescued(t *testing.T, product plans.ScalewayProduct) *rescued {
 		r.tools = tools{size: "stat -Lc %s", flush: "true", release: "true"}
 		return r
 	}
-	return &rescued{make(), f, at.Disks, log, make}
+	return &rescued{make(), f, slices.Clone(at.Disks), log, make}
 }
 
 func (r *rescued) read(t *testing.T) (out []string) {
@@ -221,6 +223,58 @@ func TestRescueWriteCutOff(t *testing.T) {
 	pending, err = again.Pending(t.Context())
 	require.NoError(t, err)
 	require.Empty(t, pending)
+}
+
+// With block devices, and the commands that are used of them in a rescue system, but for what lets go of arrays and groups.
+func TestRescueBlockDevice(t *testing.T) {
+	sshtest.Root(t)
+	sshtest.Need(t, "losetup", "mount")
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	files := r.disks
+	require.NoError(t, os.Truncate(files[0], 6<<20))
+	require.NoError(t, os.Truncate(files[1], 7<<20))
+	before := r.read(t)
+	for i, file := range files {
+		out, err := exec.Command("losetup", "-f", "--show", file).CombinedOutput()
+		if err != nil {
+			sshtest.Missing(t, fmt.Sprintf("no loop device to be had: %s", out))
+		}
+		device := strings.TrimSpace(string(out))
+		t.Cleanup(func() { require.NoError(t, exec.Command("losetup", "-d", device).Run()) })
+		r.at.Disks[i] = filepath.Join(t.TempDir(), "by-id")
+		require.NoError(t, os.Symlink(device, r.at.Disks[i]))
+	}
+	r.tools.size, r.tools.flush = rescueTools.size, rescueTools.flush
+	r.disks = files
+	require.NoError(t, r.Ready(t.Context()))
+	r.Storage.FileSystems = []FileSystem{{Source: r.at.Disks[0] + "[/@]", Paths: []string{"/var/lib/rancher"}}}
+	require.NoError(t, r.Ready(t.Context()))
+	runAll(t, t.Context(), r.Take())
+	for i, device := range r.at.Disks {
+		require.NoError(t, os.WriteFile(device, []byte(strings.Repeat("changed ", 6<<17)), 0), "%d", i)
+	}
+	runAll(t, t.Context(), r.Return())
+	require.NoError(t, exec.Command("sync").Run())
+	same(t, before, r.read(t))
+}
+
+// What the rebuild touches has to lie on the plan's disks.
+func TestRescueCovers(t *testing.T) {
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	out, err := exec.Command("lsblk", "-nrpo", "NAME,TYPE").Output()
+	require.NoError(t, err)
+	disk := ""
+	for line := range strings.Lines(string(out)) {
+		if fields := strings.Fields(line); len(fields) == 2 && fields[1] == "disk" {
+			disk = fields[0]
+		}
+	}
+	if disk == "" {
+		sshtest.Missing(t, "this machine has no disk")
+	}
+	r.Storage.FileSystems = []FileSystem{{Source: "tank/root", Paths: []string{"/"}}, {Source: disk, Paths: []string{"/etc/rancher", "/var/lib/rancher"}}}
+	err = r.Ready(t.Context())
+	require.ErrorContains(t, err, "spec.snapshot.scaleway.disks: /etc/rancher, /var/lib/rancher lies on "+disk+", which is not among them")
 }
 
 // The scripts leave the first mebibyte empty when the stream breaks off.
