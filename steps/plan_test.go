@@ -272,6 +272,7 @@ var repeatable = map[string]string{
 	"services/patch":     "Services that are dual-stack are left alone",
 	"verify/verify":      "reads",
 	"finish/tidy":        "removes what may be gone",
+	"finish/delete":      "a command of the plan that can be run more than once",
 }
 
 func TestActionsAfterTheUninstallCanBeContinued(t *testing.T) {
