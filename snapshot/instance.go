@@ -442,6 +442,9 @@ func (i *scwInstance) back(ctx context.Context) error {
 		return err
 	}
 	for _, s := range shots {
+		if s.volume == "" {
+			continue // deleted by now
+		}
 		fmt.Fprintf(i.Progress.Writer(), "   note: the volume %s (%s), which was replaced, is kept and costs; when nothing of it is needed any more: scw %s volume delete %s zone=%s\n", strings.TrimSuffix(s.name, "-before-"+i.Name), s.volume, s.product(), s.volume, i.at.Zone)
 	}
 	return nil

@@ -34,8 +34,8 @@ import (
 //
 // All images are made in one rescue session, so that no disk is younger than another; what was cut off is made anew.
 // A disk that is being written cannot be started from: its first mebibyte is empty until all else is written. The
-// file [marker] lies beside the images from before the first byte is written until the server starts from its disks
-// again: while it is there, nothing but the whole return ends the server's rescue mode.
+// file [marker] lies beside the images from before the first byte is written until all disks are written and compared:
+// while it is there, nothing but the whole return ends the server's rescue mode.
 type scwRescue struct {
 	scaleway
 	machine machine
@@ -541,37 +541,44 @@ func (r *scwRescue) Take() []Operation {
 			Command: fmt.Sprintf("%s; ssh <rescue system> 'dd if=<disk> bs=4M | zstd' | age --encrypt --recipient … >%s/…; %s", rescue, remote.Quote(r.dir()), normal),
 			Summary: fmt.Sprintf("Restart %s into its rescue system, make images of %s to %s, compare them with the disks' sums, and restart it from its disks: restarts the host twice, as by its reset button, and it is away until all is copied", r.name(), strings.Join(r.at.Disks, ", "), r.dir()),
 			Run:     r.take,
+			// Since "unused" none can be older than this run. The server is back: that is what Reach is for.
+			Done: func(ctx context.Context) (bool, error) {
+				_, err := r.whole(ctx)
+				return err == nil, ctx.Err()
+			},
 		},
 	}
 }
 
 // take makes the images. Whatever becomes of that, the server is started from its disks again.
-func (r *scwRescue) take(ctx context.Context) error {
-	err := r.images(ctx)
-	if ctx.Err() != nil {
-		// Whoever ended this waits: the order is given, and that the host answers is for the next attempt to see.
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		var now mode
-		order := r.ask(last, "starting it from its disks", func(c *scw.Client, _ scw.RequestOption) (err error) {
-			if now, err = r.machine.look(last, c); err == nil && !now.normal {
-				err = r.machine.normal(last, c)
-			}
-			return err
-		})
-		if order != nil {
-			return fmt.Errorf("%w; it could not be told to start from its disks: %w; %s", err, order, r.byHand())
+func (r *scwRescue) take(ctx context.Context) error { return r.backFrom(ctx, r.images(ctx)) }
+
+// backFrom starts the server from its disks after what ended with err, nil included.
+func (r *scwRescue) backFrom(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		back := r.leave(ctx)
+		if err != nil && back != nil {
+			return fmt.Errorf("%w; and then: %w", err, back)
 		}
-		return fmt.Errorf("%w; %s was told to start from its disks", err, r.name())
+		return errors.Join(err, back)
 	}
-	back := r.leave(ctx)
-	switch {
-	case err != nil && back != nil:
-		return fmt.Errorf("%w; and then: %w", err, back)
-	case err != nil:
+	// Whoever ended this waits: the order is given, and that the host answers is for the next attempt to see.
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	ordered := r.ask(last, "starting it from its disks", func(c *scw.Client, _ scw.RequestOption) error {
+		now, err := r.machine.look(last, c)
+		if err == nil && !now.normal {
+			err = r.machine.normal(last, c)
+		}
 		return err
+	})
+	if ordered != nil {
+		return fmt.Errorf("%w; it could not be told to start from its disks: %w; %s", err, ordered, r.byHand())
 	}
-	return back
+	return fmt.Errorf("%w; %s was told to start from its disks", err, r.name())
 }
 
 // retries is how often a stream is begun anew whose connection was lost.
@@ -836,20 +843,15 @@ func (r *scwRescue) write(ctx context.Context) error {
 		err = r.writeAll(ctx, set, next)
 	}
 	if err == nil {
-		if err := r.leave(ctx); err != nil {
+		if err := r.mark(false); err != nil {
 			return err
 		}
-		return r.mark(false)
+		return r.backFrom(ctx, nil)
 	}
 	if begun, markErr := r.marked(); begun || markErr != nil {
 		return fmt.Errorf("%w; %s", err, r.stay())
 	}
-	if ctx.Err() == nil {
-		if back := r.leave(ctx); back != nil {
-			return fmt.Errorf("%w; and then: %w", err, back)
-		}
-	}
-	return fmt.Errorf("%w; nothing was written", err)
+	return r.backFrom(ctx, fmt.Errorf("%w; nothing was written", err))
 }
 
 func (r *scwRescue) writeAll(ctx context.Context, set *backup.Set, next string) error {

@@ -116,9 +116,15 @@ func TestRescue(t *testing.T) {
 		t.Run(string(product), func(t *testing.T) {
 			r := newRescued(t, product)
 			before := r.read(t)
+			done, err := r.Take()[1].Done(t.Context())
+			require.NoError(t, err)
+			require.False(t, done)
 			require.NoError(t, r.Ready(t.Context()))
 			require.Empty(t, r.f.writes(), "looking changes nothing")
 			runAll(t, t.Context(), r.Take())
+			done, err = r.Take()[1].Done(t.Context())
+			require.NoError(t, err)
+			require.True(t, done)
 			require.Equal(t, "own", r.f.machine.now())
 			same(t, before, r.read(t))
 			require.ErrorContains(t, r.Take()[0].Run(t.Context()), "of an earlier run")
@@ -175,6 +181,41 @@ func TestRescueTakeCutOff(t *testing.T) {
 		require.Equal(t, "own", r.f.machine.now(), "cut off at request %d", n)
 		require.NoError(t, again.take(t.Context()))
 		require.NoError(t, again.Return()[0].Run(t.Context()))
+	}
+}
+
+// The same for the return: the server ends on its disks, and these as they were.
+func TestRescueReturnCutOff(t *testing.T) {
+	r := newRescued(t, plans.ScalewayDedibox)
+	before := r.read(t)
+	r.f.slow = 1
+	require.NoError(t, r.take(t.Context()))
+	for n := 1; ; n++ {
+		r.change(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		begun := r.f.count()
+		r.f.mu.Lock()
+		r.f.at = func(k int) {
+			if k == begun+n {
+				cancel()
+			}
+		}
+		r.f.mu.Unlock()
+		again := r.again()
+		err := again.write(ctx)
+		cancel()
+		if err == nil {
+			same(t, before, r.read(t))
+			break
+		}
+		require.ErrorIs(t, err, context.Canceled)
+		r.secretless(t, err)
+		again = r.again()
+		require.NoError(t, again.Reach(t.Context(), "write"), "cut off at request %d", n)
+		require.Equal(t, "own", r.f.machine.now())
+		require.NoError(t, again.write(t.Context()))
+		require.Equal(t, "own", r.f.machine.now())
+		same(t, before, r.read(t))
 	}
 }
 

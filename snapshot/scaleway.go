@@ -223,11 +223,15 @@ func status(err error) int {
 // slowly, or the resource is on its way to another state.
 func passing(err error) bool {
 	var final *finalError
-	if errors.As(err, &final) {
+	var unmet *scw.PreconditionFailedError
+	switch {
+	case errors.As(err, &final):
 		return false
+	case errors.As(err, &unmet):
+		return unmet.Precondition == "resource_still_in_use"
 	}
 	switch code := status(err); code {
-	case 0, http.StatusConflict, http.StatusPreconditionFailed, http.StatusTooManyRequests:
+	case 0, http.StatusConflict, http.StatusTooManyRequests:
 		return true
 	default:
 		return code >= 500
