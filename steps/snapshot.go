@@ -54,17 +54,22 @@ func (m *Migration) snapshotHere(ctx context.Context, command []string) error {
 	return m.runHere(ctx, command, snapshotTimeout, "the limit for commands of spec.snapshot", m.Output)
 }
 
-// snapshotBind is what a run is bound to of the plan's snapshot. Own commands may be mended meanwhile, and may
-// hold what the journal must not.
+// snapshotBind is what a run is bound to of the plan's snapshot: what it is of. Own commands, and where images are kept,
+// may be mended meanwhile; commands may hold what the journal must not.
 func snapshotBind(s *plans.Snapshot) any {
 	if s == nil {
 		return nil
 	}
-	return struct {
-		Method   plans.SnapshotMethod  `json:"method"`
-		Size     string                `json:"size,omitempty"`
-		Scaleway *plans.ScalewayServer `json:"scaleway,omitempty"`
-	}{s.Method, s.Size, s.Scaleway}
+	bound := struct {
+		Method plans.SnapshotMethod `json:"method"`
+		Size   string               `json:"size,omitempty"`
+		Server string               `json:"server,omitempty"`
+		Disks  []string             `json:"disks,omitempty"`
+	}{Method: s.Method, Size: s.Size}
+	if at := s.Scaleway; at != nil {
+		bound.Server, bound.Disks = fmt.Sprintf("%s %s in %s", at.Product, at.ID, at.Zone), at.Disks
+	}
+	return bound
 }
 
 // snapshotted are an operation list's actions.
