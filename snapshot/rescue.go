@@ -945,6 +945,11 @@ func (r *scwRescue) Reach(ctx context.Context, cut string) error {
 	case begun:
 		return r.write(ctx)
 	}
+	if cut == "write" { // without the directory nobody knows of a marker in it
+		if _, err := os.Stat(r.dir()); err != nil {
+			return fmt.Errorf("%s: its disks may be written in part, and the images are not where spec.snapshot.scaleway.images says: %w; put them back there, then repeat the command; do not start it from its disks before", r.name(), err)
+		}
+	}
 	return r.leave(ctx)
 }
 
