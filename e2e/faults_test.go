@@ -102,6 +102,8 @@ var oneByOne = []fault{
 	inPlan("unique local pods without masquerading", "network.masquerade", "cannot reach the IPv6 internet", func(s object) { s["network"] = object{"flannelIPv6Masq": false} }),
 	inPlan("K3s of another time", "k3s.version", "v1.21.1+k3s1", func(s object) { s["k3s"].(object)["version"] = "v1.21.1+k3s1" }),
 	inPlan("a downgrade", "k3s.downgrade", "v1.33.1+k3s1", func(s object) { s["k3s"].(object)["version"] = "v1.33.1+k3s1" }),
+	inPlan("a snapshot of logical volumes where there are none", "snapshot.method", "lies on a logical volume", func(s object) { s["snapshot"] = object{"method": "lvm"} }),
+	inPlan("no snapshot, for a reason", "", "", func(s object) { s["snapshot"] = object{"method": "none", "reason": "none can be taken"} }),
 	inPlan("a volume is left out", "volumes.excluded", "data/small-store-0", func(s object) {
 		s["backup"].(object)["volumes"] = object{"exclude": []string{"data/small-store-0"}}
 	}),
@@ -138,13 +140,16 @@ func openBaoOf(spec object) object { return spec["backup"].(object)["openBao"].(
 
 // elsewhere is where the checks are triggered that no fault of TestCheck triggers.
 var elsewhere = map[string]string{
-	"k3s.role":           "TestRefusals, on an agent",
-	"k3s.datadir":        "TestInit, on a host with another data directory",
-	"laptop.space":       "preflight's own test: the disk is that of whoever runs this",
-	"openbao.storage":    "preflight's own test: the lab's OpenBao has raft storage",
-	"openbao.seal":       "preflight's own test: the lab's OpenBao has unseal keys",
-	"openbao.namespaces": "preflight's own test: the lab's OpenBao has none",
-	"platform.drift":     "TestCheck/drift",
+	"snapshot.none":       "readings in the tests of preflight; file systems that can do it in those of snapshot",
+	"snapshot.holds":      "readings in the tests of preflight; file systems in those of snapshot",
+	"snapshot.checkpoint": "readings in the tests of preflight; file systems in those of snapshot",
+	"k3s.role":            "TestRefusals, on an agent",
+	"k3s.datadir":         "TestInit, on a host with another data directory",
+	"laptop.space":        "preflight's own test: the disk is that of whoever runs this",
+	"openbao.storage":     "preflight's own test: the lab's OpenBao has raft storage",
+	"openbao.seal":        "preflight's own test: the lab's OpenBao has unseal keys",
+	"openbao.namespaces":  "preflight's own test: the lab's OpenBao has none",
+	"platform.drift":      "TestCheck/drift",
 }
 
 // Every check is triggered on a real host, or it is said where else.
