@@ -210,13 +210,13 @@ type lvState struct {
 	underWay bool    // and has begun, which it does when the origin is activated
 }
 
-// states prints JSON documents: what LVM says of a group's volumes, then, where the kernel's table of the origin
-// is of a merge, that it is.
-const states = `lvs --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,data_percent,metadata_percent %s || exit
-if dmsetup table %s 2>/dev/null | grep -qw snapshot-merge; then echo '{"merge": true}'; fi`
+// states prints JSON documents: what LVM says of a group's volumes, then what the kernel's table of the origin is: of a
+// merge, or of the thin volume with that number in the pool.
+const states = `lvs --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,thin_id,data_percent,metadata_percent %s || exit
+dmsetup table %s 2>/dev/null | awk '$3 == "snapshot-merge" { print "{\"merge\": true}" } $3 == "thin" { printf "{\"thin\": \"%%s\"}\n", $5 }'`
 
 // state reads what LVM says of a snapshot. A return is under way when the kernel's table of the origin is of a
-// merge (thick), or when the name is gone (thin: with its next activation the snapshot is the origin).
+// merge (thick), or of the snapshot's own data (thin: with its next activation the snapshot is the origin).
 func (l lvm) state(ctx context.Context, o origin) (lvState, error) {
 	what := "looking at the logical volumes of " + o.Group
 	out, err := l.output(ctx, what, fmt.Sprintf(states, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
@@ -236,16 +236,18 @@ func (o origin) read(out string) (s lvState, err error) {
 	if o.Thin() {
 		room = o.Pool
 	}
+	thin := "" // the snapshot's number in the pool
 	d := json.NewDecoder(strings.NewReader(out))
 	for d.More() {
 		var r struct {
 			report
 			Merge bool
+			Thin  string
 		}
 		if err := d.Decode(&r); err != nil {
 			return lvState{}, err
 		}
-		s.underWay = s.underWay || r.Merge
+		s.underWay = s.underWay || r.Merge || r.Thin != "" && r.Thin == thin
 		for _, part := range r.Report {
 			for _, lv := range part.LV {
 				name := strings.Trim(lv["lv_name"], "[]")
@@ -253,6 +255,7 @@ func (o origin) read(out string) (s lvState, err error) {
 					s.there, s.attached = true, lv["origin"] != ""
 					s.invalid = strings.Contains(lv["lv_snapshot_invalid"], "invalid")
 					s.merging = strings.Contains(lv["lv_merging"], "merging")
+					thin = lv["thin_id"]
 				}
 				if name == room {
 					s.full = max(percent(lv["data_percent"]), percent(lv["metadata_percent"]))

@@ -25,14 +25,14 @@ import (
 // update keeps what the machines say as testdata, for the unit tests.
 var update = flag.Bool("update", false, "rewrite testdata/lvm from the virtual machines' readings")
 
-// machine is a virtual machine of the lab.
-type machine struct {
+// guest is a virtual machine of the lab.
+type guest struct {
 	*remote.Host
 	console string
 }
 
 // boot makes a virtual machine, which ends with the test. One that a killed test left makes way.
-func boot(t *testing.T, layout string) *machine {
+func boot(t *testing.T, layout string) *guest {
 	t.Helper()
 	begun := time.Now()
 	name := "snapshot-" + layout
@@ -56,7 +56,7 @@ func boot(t *testing.T, layout string) *machine {
 			t.Logf("the end of its console:\n%s", console[max(0, len(console)-4000):])
 		}
 	})
-	return &machine{h, vm.Console}
+	return &guest{h, vm.Console}
 }
 
 // lab runs bin/lab.
@@ -73,7 +73,7 @@ func lab(t *testing.T, args ...string) []byte {
 }
 
 // sh runs a script as root.
-func (m *machine) sh(t *testing.T, script string) string {
+func (m *guest) sh(t *testing.T, script string) string {
 	t.Helper()
 	out, err := m.Output(t.Context(), script)
 	require.NoError(t, err, "%s", script)
@@ -88,7 +88,7 @@ var (
 )
 
 // furnish lays down what a K3s host has, and more for the changes.
-func (m *machine) furnish(t *testing.T) {
+func (m *guest) furnish(t *testing.T) {
 	t.Helper()
 	m.sh(t, `set -e
 mkdir -p /var/lib/rancher/k3s/server/db /etc/rancher/k3s
@@ -101,7 +101,7 @@ sync`)
 }
 
 // change does what a rebuild does, on a large scale: files of every directory are changed, deleted and made.
-func (m *machine) change(t *testing.T) {
+func (m *guest) change(t *testing.T) {
 	t.Helper()
 	m.sh(t, `set -e
 echo 'cluster-cidr: 10.42.0.0/16,fd42::/48' >/etc/rancher/k3s/config.yaml
@@ -119,7 +119,7 @@ sync`)
 // tree is all of what a rebuild touches: every file's kind, mode, owner, time, size, link and contents. LVM's own
 // notes below /etc/lvm are left out, since it writes them with every snapshot, and so are the times of directories, which
 // the lab's keys change with every start.
-func (m *machine) tree(t *testing.T) string {
+func (m *guest) tree(t *testing.T) string {
 	t.Helper()
 	return m.sh(t, `cd / && for dir in etc usr/local var/lib/rancher root; do
   find $dir \( -path etc/lvm/archive -o -path etc/lvm/backup \) -prune -o -type d -printf '%p %y %m %U %G\n' -o -printf '%p %y %m %U %G %T@ %s %l\n' | sort
@@ -128,15 +128,15 @@ done`)
 }
 
 // look surveys the machine.
-func (m *machine) look(t *testing.T, paths []string) Storage {
+func (m *guest) look(t *testing.T, paths []string) Storage {
 	t.Helper()
-	s, err := Look(t.Context(), m.Host, paths)
+	s, err := Look(t.Context(), m.Host, paths, "/var/lib/rancher/k3s/agent")
 	require.NoError(t, err)
 	return s
 }
 
 // keep has what a script prints on the machine kept for the unit tests.
-func (m *machine) keep(t *testing.T, name, script string) {
+func (m *guest) keep(t *testing.T, name, script string) {
 	t.Helper()
 	if *update {
 		require.NoError(t, os.MkdirAll(filepath.Join("testdata", "lvm"), 0o755))
@@ -145,13 +145,13 @@ func (m *machine) keep(t *testing.T, name, script string) {
 }
 
 // reading keeps what [Look] reads.
-func (m *machine) reading(t *testing.T, name string, paths []string) {
+func (m *guest) reading(t *testing.T, name string, paths []string) {
 	t.Helper()
-	m.keep(t, name, fmt.Sprintf(readings, remote.Quote(paths...)))
+	m.keep(t, name, fmt.Sprintf(readings, remote.Quote(paths...), "/var/lib/rancher/k3s/agent", "/var/lib/rancher/k3s/agent"))
 }
 
 // method is the LVM method with what a survey found, as a new process would make it.
-func (m *machine) method(t *testing.T, s Storage, size string) lvm {
+func (m *guest) method(t *testing.T, s Storage, size string) lvm {
 	t.Helper()
 	made := New(Ask{
 		Host: func(context.Context) (*remote.Host, error) { return m.Host, nil },
@@ -162,16 +162,16 @@ func (m *machine) method(t *testing.T, s Storage, size string) lvm {
 }
 
 // saying keeps what [states] prints of every origin.
-func (m *machine) saying(t *testing.T, name string, l lvm) {
+func (m *guest) saying(t *testing.T, name string, l lvm) {
 	t.Helper()
 	for _, o := range l.origins() {
 		m.keep(t, name+"-"+o.Name, fmt.Sprintf(states, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
 	}
 }
 
-// perform performs operations in turn, and every one of them as often as a run that is cut off may: what is not known to be done is done
+// performAll performs operations in turn, and every one of them as often as a run that is cut off may: what is not known to be done is done
 // anew.
-func perform(t *testing.T, operations []Operation) {
+func performAll(t *testing.T, operations []Operation) {
 	t.Helper()
 	for _, o := range operations {
 		begun := time.Now()
@@ -205,7 +205,7 @@ func split(t *testing.T, list []Operation) (before []Operation, restart Operatio
 }
 
 // gone asserts that nothing of a snapshot is left.
-func (m *machine) gone(t *testing.T, l lvm) {
+func (m *guest) gone(t *testing.T, l lvm) {
 	t.Helper()
 	assert.NotContains(t, m.sh(t, "lvs -a --noheadings -o lv_name"), "before-trial")
 	part, full, err := l.Fill(t.Context())
@@ -261,8 +261,8 @@ func TestLVMThick(t *testing.T) {
 		l := m.method(t, storage, "")
 		assert.Empty(t, l.Problems())
 		assert.Empty(t, l.Outside())
-		method, why := Proposed(storage)
-		assert.Equal(t, plans.SnapshotLVM, method, "%v", why)
+		proposal := Proposed(storage)
+		assert.Equal(t, plans.SnapshotLVM, proposal.Method, "%v", proposal.Why)
 		var names []string
 		for _, o := range l.origins() {
 			names = append(names, o.at())
@@ -278,7 +278,7 @@ func TestLVMThick(t *testing.T) {
 		l := m.method(t, full, "")
 		require.Len(t, l.Problems(), 1)
 		assert.Equal(t, "size", l.Problems()[0].Field)
-		assert.Contains(t, details(l.Problems()), "the volume group thick has 0.0 GiB free, and the snapshot takes 0.5 GiB")
+		assert.Contains(t, details(l.Problems()), "the volume group thick has 0.0 GiB free, and the snapshot takes 1.1 GiB")
 
 		m.sh(t, "lvcreate -qq --yes -s -L 20M -n root-before-trial thick/root")
 		m.reading(t, "thick-earlier", allPaths)
@@ -298,7 +298,7 @@ func TestLVMThick(t *testing.T) {
 	t.Run("overflow", func(t *testing.T) {
 		// The root's is whole, the other's overflows: neither is merged.
 		l := m.method(t, storage, "40Mi")
-		perform(t, l.Take())
+		performAll(t, l.Take())
 		m.sh(t, "head -c 60000000 /dev/urandom >/var/lib/rancher/large; sync; udevadm settle")
 		part, full := l.fill(t)
 		assert.Equal(t, "thick/rancher-before-trial", part)
@@ -318,7 +318,7 @@ func TestLVMThick(t *testing.T) {
 			assert.Equal(t, o.Name == "rancher", s.invalid, o.at())
 		}
 		m.sh(t, "rm /var/lib/rancher/large")
-		perform(t, l.Remove())
+		performAll(t, l.Remove())
 		m.gone(t, l)
 		err = l.Return()[0].Run(t.Context())
 		require.Error(t, err)
@@ -327,8 +327,8 @@ func TestLVMThick(t *testing.T) {
 
 	t.Run("remove", func(t *testing.T) {
 		l := m.method(t, storage, "40Mi")
-		perform(t, l.Take())
-		perform(t, l.Remove())
+		performAll(t, l.Take())
+		performAll(t, l.Remove())
 		m.gone(t, l)
 	})
 
@@ -342,7 +342,7 @@ func TestLVMThick(t *testing.T) {
 		require.NoError(t, take[0].Run(t.Context()))
 		assert.True(t, done(t, take[0]))
 		assert.False(t, done(t, take[1]))
-		perform(t, take[1:])
+		performAll(t, take[1:])
 		_, empty := l.fill(t)
 		m.saying(t, "thick-taken", l)
 
@@ -356,13 +356,13 @@ func TestLVMThick(t *testing.T) {
 		merges, restart, merged := split(t, l.Return())
 		require.Equal(t, []string{"look", "merge thick/rancher-before-trial", "merge thick/root-before-trial"}, operationNames(merges))
 		// Cut off between the two merges, and again before the restart.
-		perform(t, merges[:2])
+		performAll(t, merges[:2])
 		assert.False(t, done(t, merges[2]))
 		text, err := l.Pending(t.Context())
 		require.NoError(t, err)
 		assert.Contains(t, text, "thick/rancher-before-trial")
 		assert.NotContains(t, text, "root-before-trial")
-		perform(t, merges[2:])
+		performAll(t, merges[2:])
 		l = m.method(t, storage, "")
 		l.pending(t, true)
 		m.saying(t, "thick-waiting", l)
@@ -372,13 +372,39 @@ func TestLVMThick(t *testing.T) {
 		require.Error(t, removal)
 		assert.Contains(t, removal.Error(), "is being merged into thick/rancher and cannot be removed")
 
-		perform(t, []Operation{restart})
+		performAll(t, []Operation{restart})
 		l.pending(t, false)
-		perform(t, merged)
+		performAll(t, merged)
 		assert.Equal(t, before, m.tree(t))
 		m.gone(t, l)
-		perform(t, l.Remove())
+		performAll(t, l.Remove())
 		assert.True(t, done(t, restart))
+	})
+
+	t.Run("merge that hangs", func(t *testing.T) {
+		// As after a start whose initial RAM disk began the merge: its process waits for an udev that is no more.
+		before := m.tree(t)
+		l := m.method(t, m.look(t, allPaths[:1]), "100Mi")
+		performAll(t, l.Take())
+		m.sh(t, `set -e
+echo changed >`+token+`; sync
+umount /var/lib/rancher
+units='systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd.service'
+systemctl stop $units
+setsid lvconvert --yes --merge thick/rancher-before-trial >/dev/null 2>&1 &
+sleep 4
+systemctl start $units
+dmsetup udevcookies | grep 0x`)
+		o := l.origins()[0]
+		s, err := l.state(t.Context(), o)
+		require.NoError(t, err)
+		require.True(t, s.there)
+		_, restart, merged := split(t, l.Return())
+		assert.True(t, done(t, restart), "no restart is asked for")
+		performAll(t, merged)
+		m.sh(t, "mount /var/lib/rancher")
+		assert.Equal(t, before, m.tree(t))
+		m.gone(t, l)
 	})
 
 	t.Run("root alone", func(t *testing.T) {
@@ -386,17 +412,17 @@ func TestLVMThick(t *testing.T) {
 		l := m.method(t, m.look(t, rootPaths), "200Mi")
 		l.Proof = "/etc/rancher/k3s/config.yaml"
 		require.Empty(t, l.Problems())
-		perform(t, l.Take())
+		performAll(t, l.Take())
 		m.sh(t, "rm -r /etc/rancher; head -c 50000000 /dev/urandom >/usr/local/bin/k3s; sync")
 		part, full := l.fill(t)
 		assert.Equal(t, "thick/root-before-trial", part)
 		assert.Greater(t, full, 20.0)
 		merges, restart, merged := split(t, l.Return())
-		perform(t, merges)
+		performAll(t, merges)
 		// The power fails before the restart is asked for: that start, too, begins the merge.
 		m.crash(t, l)
 		assert.True(t, done(t, restart))
-		perform(t, merged)
+		performAll(t, merged)
 		assert.Equal(t, before, m.tree(t))
 		m.gone(t, l)
 	})
@@ -411,7 +437,7 @@ func operationNames(list []Operation) []string {
 }
 
 // crash restarts the machine as a power failure does.
-func (m *machine) crash(t *testing.T, l lvm) {
+func (m *guest) crash(t *testing.T, l lvm) {
 	t.Helper()
 	before := m.sh(t, bootID)
 	_ = m.Run(t.Context(), "echo 1 >/proc/sys/kernel/sysrq; (sleep 0.5; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &")
@@ -440,18 +466,18 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 	})
 
 	t.Run("remove", func(t *testing.T) {
-		perform(t, l.Take())
+		performAll(t, l.Take())
 		part, full := l.fill(t)
 		assert.Equal(t, "thin/pool", part)
 		assert.Greater(t, full, 20.0)
-		perform(t, l.Remove())
+		performAll(t, l.Remove())
 		m.gone(t, l)
 	})
 
 	for _, power := range []string{"restart", "power failure"} {
 		t.Run("return by "+power, func(t *testing.T) {
 			before := m.tree(t)
-			perform(t, l.Take())
+			performAll(t, l.Take())
 			_, empty := l.fill(t)
 			m.saying(t, "thin-taken", l)
 			m.change(t)
@@ -461,22 +487,22 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 			t.Logf("filled from %.2f %% to %.2f %%", empty, full)
 
 			merges, restart, merged := split(t, l.Return())
-			perform(t, merges)
+			performAll(t, merges)
 			l := m.method(t, storage, "")
 			l.pending(t, true)
 			m.saying(t, "thin-waiting", l)
 			assert.False(t, done(t, restart), "the host has not been restarted")
 			if power == "restart" {
-				perform(t, []Operation{restart})
+				performAll(t, []Operation{restart})
 			} else {
 				m.crash(t, l)
 				assert.True(t, done(t, restart))
 			}
 			l.pending(t, false)
-			perform(t, merged)
+			performAll(t, merged)
 			assert.Equal(t, before, m.tree(t))
 			m.gone(t, l)
-			perform(t, l.Remove())
+			performAll(t, l.Remove())
 		})
 	}
 }
@@ -496,9 +522,9 @@ func TestLVMOnAPlainDisk(t *testing.T) {
 			assert.Equal(t, "method", l.Problems()[0].Field)
 			assert.Contains(t, details(l.Problems()), "nothing of what the rebuild touches lies on a logical volume: / on /dev/vda (ext4)")
 			assert.ElementsMatch(t, allPaths, l.Outside())
-			method, why := Proposed(storage)
-			assert.Equal(t, plans.SnapshotNone, method)
-			assert.NotEmpty(t, why)
+			proposal := Proposed(storage)
+			assert.Equal(t, plans.SnapshotNone, proposal.Method)
+			assert.NotEmpty(t, proposal.Why)
 			assert.Empty(t, l.Take())
 		})
 	}

@@ -153,7 +153,8 @@ func (m *Machine) boot(ctx context.Context, from image) error {
 	arguments := append(hardware(), "-name", "lab-vm-"+m.Name, "-daemonize", "-pidfile", filepath.Join(m.StateDir, pidFile),
 		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", "root="+m.Layout.device()+" rw console=ttyS0 net.ifnames=0",
 		"-serial", "file:"+m.Console, "-device", "virtio-rng-pci",
-		"-drive", "if=virtio,cache=unsafe,format=qcow2,file="+m.disk(),
+		// The disk before the seed: the first is /dev/vda.
+		"-drive", "if=none,id=disk,cache=unsafe,format=qcow2,file="+m.disk(), "-device", "virtio-blk-pci,drive=disk,serial=disk",
 		"-drive", "if=none,id=seed,format=raw,read-only=on,file="+m.seed(), "-device", "virtio-blk-pci,drive=seed,serial=seed",
 		"-netdev", fmt.Sprintf("user,id=net,hostfwd=tcp:%s:%d-:22", m.Address, m.Port), "-device", "virtio-net-pci,netdev=net")
 	if err := debian.Run(ctx, emulator, arguments...); err != nil {
