@@ -200,10 +200,10 @@ func (src source) take(ctx context.Context, host *remote.Host, set *Set, task *p
 // compressor and writes it to w. It returns the SHA-256 of what the host sent.
 // Nothing is written to w any more once it has returned.
 func receive(ctx context.Context, host *remote.Host, state, archive string, codec Codec, log *stderrLog, w io.Writer, task *progress.Task, tolerated ...string) (string, error) {
-	out := &gate{w: w}
+	out := remote.NewGate(w)
 	err := host.Run(ctx, index.Script(state, "stream", archive+fmt.Sprintf(streamTail, packers[codec])),
 		remote.Stdout(io.MultiWriter(out, counter{task})), remote.Stderr(log))
-	out.close()
+	out.Close()
 	if err != nil {
 		return "", err
 	}
@@ -215,28 +215,6 @@ type counter struct{ task *progress.Task }
 func (c counter) Write(p []byte) (int, error) {
 	c.task.Add(int64(len(p)))
 	return len(p), nil
-}
-
-// gate keeps a late write of an abandoned command from a writer that is closed.
-type gate struct {
-	mu     sync.Mutex
-	w      io.Writer
-	closed bool
-}
-
-func (g *gate) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return 0, io.ErrClosedPipe
-	}
-	return g.w.Write(p)
-}
-
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
 }
 
 // listTar decodes a tar stream to its very end and writes the list of its members.

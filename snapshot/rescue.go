@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/scaleway/scaleway-sdk-go/api/baremetal/v1"
@@ -264,50 +263,37 @@ func (r *scwRescue) stay() string {
 
 // enter starts the rescue system; one that runs is used.
 func (r *scwRescue) enter(ctx context.Context, next string) error {
-	ordered := orders{}
-	return r.until(ctx, "Starting the rescue system", r.pace.state, next, func(ctx context.Context, c *scw.Client) (bool, string, error) {
-		m, err := r.machine.look(ctx, c)
-		switch {
-		case err != nil:
-			return false, "", err
-		case m.broken != "":
-			return false, "", final("its status is %s: ask Scaleway's support", m.broken)
-		case m.rescue:
-			return true, m.state, nil
-		case (m.normal || m.off) && ordered.due("rescue", r.pace.again):
-			if err := r.machine.rescue(ctx, c); err != nil {
-				delete(ordered, "rescue")
-				return false, "", err
-			}
-		}
-		return false, m.state, nil
-	})
+	return r.bring(ctx, "Starting the rescue system", next, r.machine.rescue, func(m mode) bool { return m.rescue })
 }
 
 // leave starts the server from its disks and waits until it answers.
 func (r *scwRescue) leave(ctx context.Context) error {
+	if err := r.bring(ctx, "Starting the server from its disks", r.byHand(), r.machine.normal, func(m mode) bool { return m.normal }); err != nil {
+		return err
+	}
+	return r.answers(ctx, "", r.byHand())
+}
+
+// bring orders a start of the server and waits until it is started that way.
+func (r *scwRescue) bring(ctx context.Context, what, next string, order func(context.Context, *scw.Client) error, reached func(mode) bool) error {
 	ordered := orders{}
-	err := r.until(ctx, "Starting the server from its disks", r.pace.state, r.byHand(), func(ctx context.Context, c *scw.Client) (bool, string, error) {
+	return r.until(ctx, what, r.pace.state, next, func(ctx context.Context, c *scw.Client) (bool, string, error) {
 		m, err := r.machine.look(ctx, c)
 		switch {
 		case err != nil:
 			return false, "", err
 		case m.broken != "":
 			return false, "", final("its status is %s: ask Scaleway's support", m.broken)
-		case m.normal:
+		case reached(m):
 			return true, m.state, nil
-		case (m.rescue || m.off) && ordered.due("normal", r.pace.again):
-			if err := r.machine.normal(ctx, c); err != nil {
-				delete(ordered, "normal")
+		case (m.rescue || m.normal || m.off) && ordered.due("start", r.pace.again):
+			if err := order(ctx, c); err != nil {
+				delete(ordered, "start")
 				return false, "", err
 			}
 		}
 		return false, m.state, nil
 	})
-	if err != nil {
-		return err
-	}
-	return r.answers(ctx, "", r.byHand())
 }
 
 // connect logs in to the rescue system.
@@ -695,9 +681,9 @@ func (r *scwRescue) image(ctx context.Context, h *remote.Host, set *backup.Set, 
 	defer w.Abort()
 	task := r.Progress.Bytes(fmt.Sprintf("Imaging %s, %s before compression", d.path, bytes(d.size)), -1)
 	defer task.Done()
-	out, said := &gate{w: io.MultiWriter(w, task)}, &strings.Builder{}
-	err = h.Run(ctx, fmt.Sprintf(reading, remote.Quote(d.path), packs[codec]), remote.Stdout(out), remote.Stderr(&gate{w: said}))
-	out.close()
+	out, said := remote.NewGate(io.MultiWriter(w, task)), &strings.Builder{}
+	err = h.Run(ctx, fmt.Sprintf(reading, remote.Quote(d.path), packs[codec]), remote.Stdout(out), remote.Stderr(remote.NewGate(said)))
+	out.Close()
 	if err != nil {
 		return err
 	}
@@ -710,28 +696,6 @@ func (r *scwRescue) image(ctx context.Context, h *remote.Host, set *backup.Set, 
 		return err
 	}
 	return r.compare(ctx, set, name)
-}
-
-// gate keeps a late write of an abandoned command from a writer that is closed.
-type gate struct {
-	mu     sync.Mutex
-	w      io.Writer
-	closed bool
-}
-
-func (g *gate) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return 0, io.ErrClosedPipe
-	}
-	return g.w.Write(p)
-}
-
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
 }
 
 // counted passes on what is read, counts it, and ends with the context.
