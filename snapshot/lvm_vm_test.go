@@ -381,32 +381,6 @@ func TestLVMThick(t *testing.T) {
 		assert.True(t, done(t, restart))
 	})
 
-	t.Run("merge that hangs", func(t *testing.T) {
-		// As after a start whose initial RAM disk began the merge: its process waits for an udev that is no more.
-		before := m.tree(t)
-		l := m.method(t, m.look(t, allPaths[:1]), "100Mi")
-		performAll(t, l.Take())
-		m.sh(t, `set -e
-echo changed >`+token+`; sync
-umount /var/lib/rancher
-units='systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udevd.service'
-systemctl stop $units
-setsid lvconvert --yes --merge thick/rancher-before-trial >/dev/null 2>&1 &
-sleep 4
-systemctl start $units
-dmsetup udevcookies | grep 0x`)
-		o := l.origins()[0]
-		s, err := l.state(t.Context(), o)
-		require.NoError(t, err)
-		require.True(t, s.there)
-		_, restart, merged := split(t, l.Return())
-		assert.True(t, done(t, restart), "no restart is asked for")
-		performAll(t, merged)
-		m.sh(t, "mount /var/lib/rancher")
-		assert.Equal(t, before, m.tree(t))
-		m.gone(t, l)
-	})
-
 	t.Run("root alone", func(t *testing.T) {
 		before := m.tree(t)
 		l := m.method(t, m.look(t, rootPaths), "200Mi")

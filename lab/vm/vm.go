@@ -150,8 +150,10 @@ func (m *Machine) boot(ctx context.Context, from image) error {
 	if err := debian.Run(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", format, m.disk()); err != nil {
 		return err
 	}
+	// Debian's initial RAM disk is emptied while LVM may still write in it what it merged, which ends in a panic now and
+	// then; the machine starts again then, as one whose administrator looks after it does.
 	arguments := append(hardware(), "-name", "lab-vm-"+m.Name, "-daemonize", "-pidfile", filepath.Join(m.StateDir, pidFile),
-		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", "root="+m.Layout.device()+" rw console=ttyS0 net.ifnames=0",
+		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", "root="+m.Layout.device()+" rw console=ttyS0 net.ifnames=0 panic=5",
 		"-serial", "file:"+m.Console, "-device", "virtio-rng-pci",
 		// The disk before the seed: the first is /dev/vda.
 		"-drive", "if=none,id=disk,cache=unsafe,format=qcow2,file="+m.disk(), "-device", "virtio-blk-pci,drive=disk,serial=disk",
