@@ -326,7 +326,7 @@ func (l lvm) Return() []Operation {
 			Run:     func(ctx context.Context) error { return l.waitMerged(ctx, o) },
 		})
 	}
-	return slices.Concat([]Operation{look}, merges, []Operation{l.restart("the merge begins with it")}, merged)
+	return slices.Concat([]Operation{look}, merges, []Operation{l.restart("the merge begins with it, and goes on after a power cycle should it not come up")}, merged)
 }
 
 const (

@@ -80,7 +80,7 @@ func answers(ctx context.Context, a Ask, right func(bootID string) bool) error {
 		case err == nil:
 			return fmt.Errorf("host %s: it was told to restart and has not done so for %s: restart it by hand, then repeat the command", h.Name(), rebootDeadline)
 		default:
-			return fmt.Errorf("host %s: it was restarted and does not answer after %s: look at its console, then repeat the command: %w", h.Name(), rebootDeadline, err)
+			return fmt.Errorf("host %s: it was restarted and does not answer after %s: look at its console, power it off and on where it hangs or has panicked, which loses nothing, then repeat the command: %w", h.Name(), rebootDeadline, err)
 		}
 	}
 }
