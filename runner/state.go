@@ -61,6 +61,8 @@ type State struct {
 	// RolledBack is the checkpoint at which the run is since it was rolled back
 	// to it; "" when it was not, or something began since.
 	RolledBack string `json:"rolledBack,omitempty"`
+	// RolledBackVia names the detour by which it was.
+	RolledBackVia string `json:"rolledBackVia,omitempty"`
 }
 
 // State derives the state of the run from the records so far.
@@ -111,6 +113,9 @@ func derive(records []Record) State {
 			s.Steps = slices.DeleteFunc(s.Steps, func(x StepState) bool { return x.Step == r.Step })
 			s.Actions = slices.DeleteFunc(s.Actions, func(x ActionState) bool { return x.Step == r.Step })
 		case RolledBack:
+			if s.Rollback != nil {
+				s.RolledBackVia = s.Rollback.Via
+			}
 			s.Rollback, s.RolledBack = nil, r.Step
 		}
 	}

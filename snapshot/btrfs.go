@@ -121,6 +121,9 @@ func (b btrfs) Problems() []Problem {
 	}
 	for _, v := range b.Storage.Subvolumes {
 		dir, _, _ := strings.Cut(v.Path, "/")
+		if b.Storage.Taken {
+			break
+		}
 		switch dir {
 		case b.before(), b.returning():
 			out = append(out, Problem{Detail: fmt.Sprintf("the subvolume %s is there already at the top level of the btrfs file system %s, from an earlier run", v.Path, v.System),

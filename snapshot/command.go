@@ -76,15 +76,44 @@ func (c command) perform(ctx context.Context, p program) error {
 	return nil
 }
 
-// there asks the status command: it succeeds while the snapshot is there.
+// status asks the status command, anew each time: a job's answer might be an earlier one.
+func (c command) status(ctx context.Context) error {
+	argv := c.Plan.Command.Status
+	if c.place() == OnLaptop {
+		return c.perform(ctx, program{"status", argv})
+	}
+	h, err := c.Host(ctx)
+	if err != nil {
+		return err
+	}
+	err = h.Run(ctx, "cd / && exec "+remote.Quote(argv...))
+	var exit *remote.ExitError
+	if errors.As(err, &exit) { // without what it printed
+		err = &remote.ExitError{Code: exit.Code, Signal: exit.Signal}
+	}
+	if err != nil {
+		return fmt.Errorf("spec.snapshot.command.status: %w", failed(h, "asking whether the snapshot is there", err))
+	}
+	return nil
+}
+
+// there is true while the status command succeeds.
 func (c command) there(ctx context.Context) (bool, error) {
-	err := c.perform(ctx, program{"status", c.Plan.Command.Status})
+	err := c.status(ctx)
 	var local *exec.ExitError
 	var there *remote.ExitError
 	if errors.As(err, &local) || errors.As(err, &there) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+func (c command) look() Operation {
+	argv := c.Plan.Command.Status
+	return Operation{
+		Name: "status", Place: c.place(), Command: remote.Quote(argv...),
+		Summary: "Ask the plan's own command whether the snapshot is there", Run: c.status,
+	}
 }
 
 // operation runs one of the programs.
@@ -99,7 +128,7 @@ func (c command) Take() []Operation {
 	p := c.Plan.Command
 	create := c.operation("create", p.Create, "Take the snapshot with the plan's own command")
 	create.Done = c.there
-	return []Operation{create, c.operation("status", p.Status, "Ask the plan's own command whether the snapshot is there")}
+	return []Operation{create, c.look()}
 }
 
 func (c command) Return() []Operation {
@@ -124,7 +153,7 @@ func (c command) Return() []Operation {
 		}
 		return answers(ctx, c.Ask, func(string) bool { return true })
 	}
-	return []Operation{c.operation("status", p.Status, "Ask the plan's own command whether the snapshot is there"), restore}
+	return []Operation{c.look(), restore}
 }
 
 func (c command) Remove() []Operation {

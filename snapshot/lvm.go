@@ -3,7 +3,9 @@ package snapshot
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -108,7 +110,12 @@ func (l lvm) Problems() []Problem {
 	for _, o := range l.origins() {
 		switch {
 		case slices.ContainsFunc(l.Storage.Logical, func(v LogicalVolume) bool { return v.Group == o.Group && v.Name == o.snapshot }):
+			if l.Storage.Taken {
+				continue
+			}
 			out = append(out, Problem{Detail: fmt.Sprintf("the logical volume %s is there already, from an earlier run", o.at()), Remedy: fmt.Sprintf("`lvremove %s` when it is not needed any more, or `lvrename` it", o.at())})
+		case slices.ContainsFunc(o.fileSystems, func(fs FileSystem) bool { return fs.Type == "btrfs" }):
+			out = append(out, Problem{Field: "method", Detail: fmt.Sprintf("the logical volume %s holds a btrfs file system, which must not be seen twice on one host, as it would be with a snapshot of its volume", o.path()), Remedy: "choose spec.snapshot.method btrfs"})
 		case o.Type != "linear" && o.Type != "striped" && o.Type != "thin" && !strings.HasPrefix(o.Type, "raid") && o.Type != "mirror":
 			out = append(out, Problem{Field: "method", Detail: fmt.Sprintf("the logical volume %s has the segment type %s, of which no snapshot can be merged back", o.path(), o.Type), Remedy: "choose another spec.snapshot.method"})
 		case o.Thin():
@@ -135,7 +142,7 @@ func bytes(n int64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) 
 // create is the command that makes the snapshot.
 func (o origin) create() string {
 	if o.Thin() {
-		return "lvcreate --yes --snapshot --setactivationskip n --name " + remote.Quote(o.snapshot, o.path())
+		return "lvcreate --yes --snapshot --name " + remote.Quote(o.snapshot, o.path())
 	}
 	return fmt.Sprintf("lvcreate --yes --snapshot --size %db --name %s", o.size, remote.Quote(o.snapshot, o.path()))
 }
@@ -195,9 +202,14 @@ func (l lvm) open(o origin, fs FileSystem) string {
 	case "xfs":
 		options = "ro,norecovery,nouuid"
 	}
-	inside := opened + strings.TrimPrefix(l.Proof, strings.TrimSuffix(fs.Target, "/"))
-	script := fmt.Sprintf("mkdir -p %[1]s && mount -t %[2]s -o %[3]s %[4]s %[1]s && test -e %[5]s", opened, remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside))
-	return "unshare --mount sh -c " + remote.Quote(script)
+	// What is mounted may be a directory of the file system.
+	inside := path.Join(opened, fs.Root, strings.TrimPrefix(l.Proof, strings.TrimSuffix(fs.Target, "/")))
+	look := "unshare --mount sh -c " + remote.Quote(fmt.Sprintf("mkdir -p %[1]s && mount -t %[2]s -o %[3]s %[4]s %[1]s && test -e %[5]s", opened, remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside)))
+	if !o.Thin() {
+		return look
+	}
+	// A thin one is active for as long as this takes: it has the UUID of its origin, by which it might be mounted instead.
+	return fmt.Sprintf("lvchange --yes -ay -K %[1]s && { e=0; %[2]s || e=$?; lvchange -an %[1]s && exit $e; }", remote.Quote(o.at()), look)
 }
 
 // lvState is what LVM says of a snapshot.
@@ -212,7 +224,7 @@ type lvState struct {
 
 // states prints JSON documents: what LVM says of a group's volumes, then what the kernel's table of the origin is: of a
 // merge, or of the thin volume with that number in the pool.
-const states = `lvs --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,thin_id,data_percent,metadata_percent %s || exit
+const states = `timeout 60 lvs --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,thin_id,data_percent,metadata_percent %s || exit
 dmsetup table %s 2>/dev/null | awk '$3 == "snapshot-merge" { print "{\"merge\": true}" } $3 == "thin" { printf "{\"thin\": \"%%s\"}\n", $5 }'`
 
 // state reads what LVM says of a snapshot. A return is under way when the kernel's table of the origin is of a
@@ -266,29 +278,37 @@ func (o origin) read(out string) (s lvState, err error) {
 	return s, nil
 }
 
-func (l lvm) Fill(ctx context.Context) (part string, full float64, err error) {
+func (l lvm) Fill(ctx context.Context) (fullest Fill, err error) {
 	for _, o := range l.origins() {
 		s, err := l.state(ctx, o)
+		if err != nil {
+			return Fill{}, err
+		}
+		drop := fmt.Sprintf("remove it (`lvremove %s`) and go on with the backup set alone", o.at())
+		f := Fill{Part: o.at(), Percent: s.full, Remedy: fmt.Sprintf("give it room (`lvextend --size +5G %s`) and repeat the command, or %s", o.at(), drop)}
 		switch {
-		case err != nil:
-			return "", 0, err
 		case !s.there || s.merging:
 			continue
 		case s.invalid:
-			return o.at(), 100, nil
-		case s.full > full:
-			part, full = o.at(), s.full
-			if o.Thin() {
-				part = o.Group + "/" + o.Pool
-			}
+			f.Percent, f.Remedy = 100, drop+": it has overflown, and holds nothing any more"
+		case o.Thin():
+			pool := o.Group + "/" + o.Pool
+			f.Part, f.Remedy = pool, fmt.Sprintf("give the pool room (`lvextend --size +10G %[1]s` for data, `lvextend --poolmetadatasize +256M %[1]s` for metadata; `lvs -a` shows which) and repeat the command; or %[2]s", pool, drop)
+		}
+		if fullest.Part == "" || f.Percent > fullest.Percent {
+			fullest = f
 		}
 	}
-	return part, full, nil
+	return fullest, nil
 }
 
-// whole looks whether every snapshot is there and holds what it should.
-func (l lvm) whole(ctx context.Context) error {
-	for _, o := range l.origins() {
+// fullReturn is how full, in per cent, a thick snapshot may be when its merge is asked for: the host writes until it is
+// restarted.
+const fullReturn = 95
+
+// whole looks whether every snapshot is there and holds what it should. One that is being merged does.
+func (l lvm) whole(ctx context.Context, origins ...origin) error {
+	for _, o := range origins {
 		s, err := l.state(ctx, o)
 		switch {
 		case err != nil:
@@ -297,28 +317,52 @@ func (l lvm) whole(ctx context.Context) error {
 			return fmt.Errorf("there is no snapshot %s on the host: %s", o.at(), otherwise)
 		case s.invalid:
 			return fmt.Errorf("the snapshot %s has overflown and holds nothing any more: %s", o.at(), otherwise)
+		case !o.Thin() && !s.merging && s.full > fullReturn:
+			return fmt.Errorf("the snapshot %s is full to %.0f %%, and may overflow before the host is restarted: give it room (`lvextend --size +1G %s`), then repeat the command", o.at(), s.full, o.at())
 		}
 	}
 	return nil
 }
 
+// mergeMark notes on the host, until it is started anew, that the merge of a snapshot was accepted.
+func (o origin) mergeMark() string { return "/run/k3s-dualstack-merging-" + o.Group + "-" + o.snapshot }
+
+// accepted tells whether the merge was: the snapshot says so, or is gone for that reason alone.
+func (l lvm) accepted(ctx context.Context, o origin) (bool, error) {
+	s, err := l.state(ctx, o)
+	if err != nil || s.there {
+		return s.merging, err
+	}
+	// Merged at once, or with a start of the host since.
+	out, err := l.output(ctx, "looking whether "+o.at()+" was merged", fmt.Sprintf("if [ -e %s ] && [ ! -e %s ]; then echo no; fi", restartWanted, remote.Quote(o.mergeMark())))
+	if err != nil {
+		return false, err
+	}
+	if out == "no" {
+		return false, fmt.Errorf("the snapshot %s is gone, and was not merged: `migrate rollback --via backup` brings the old cluster back from the backup set", o.at())
+	}
+	return true, nil
+}
+
 func (l lvm) Return() []Operation {
-	look := Operation{Name: "look", Place: OnHost, Summary: "See that every snapshot is there and whole", Run: l.whole}
+	look := Operation{Name: "look", Place: OnHost, Summary: "See that every snapshot is there and whole"}
+	origins := l.origins()
+	look.Run = func(ctx context.Context) error { return l.whole(ctx, origins...) }
 	var merges, merged []Operation
-	for _, o := range l.origins() {
+	for i, o := range origins {
 		look.Command = "lvs -o +lv_snapshot_invalid " + remote.Quote(o.Group)
 		merge := "lvconvert --yes --merge " + remote.Quote(o.at())
 		merges = append(merges, Operation{
 			Name: "merge " + o.at(), Place: OnHost, Command: merge,
 			Summary: fmt.Sprintf("Have the snapshot merged into %s, with the next start of the host where that is in use", o.path()),
 			Run: func(ctx context.Context) error {
-				return l.run(ctx, "having the snapshot "+o.at()+" merged", restartMark+" && "+merge)
+				// Those before it may be through.
+				if err := l.whole(ctx, origins[i:]...); err != nil {
+					return err
+				}
+				return l.run(ctx, "having the snapshot "+o.at()+" merged", restartMark+" && "+merge+" && touch "+remote.Quote(o.mergeMark()))
 			},
-			// It was there when this began: one that is gone is merged.
-			Done: func(ctx context.Context) (bool, error) {
-				s, err := l.state(ctx, o)
-				return !s.there || s.merging, err
-			},
+			Done: func(ctx context.Context) (bool, error) { return l.accepted(ctx, o) },
 		})
 		merged = append(merged, Operation{
 			Name: "merged " + o.at(), Place: OnHost, Command: "lvs -a -o name,data_percent,lv_merging " + remote.Quote(o.Group),
@@ -337,6 +381,14 @@ const (
 	// mergeStall is for how long a merge may be seen to make no progress.
 	mergeStall = 10 * time.Minute
 )
+
+// timedOut is how timeout ends.
+const timedOut = 124
+
+func exited(err error, code int) bool {
+	var exit *remote.ExitError
+	return errors.As(err, &exit) && exit.Code == code
+}
 
 // nudge is a script that goes on with a merge whose process does not. The process that ends a merge is started by
 // whatever activates the volume: for a root that is the initial RAM disk, whose udev ends before the process has its
@@ -357,6 +409,10 @@ func (l lvm) waitMerged(ctx context.Context, o origin) error {
 	last, since, nudged := lvState{}, time.Now(), time.Now()
 	for {
 		s, err := l.state(ctx, o)
+		if exited(err, timedOut) { // whoever holds the group's lock may be what is to be helped along
+			s, err = last, nil
+			s.there = true
+		}
 		switch {
 		case err != nil:
 			return err

@@ -90,9 +90,9 @@ func TestLVMOperations(t *testing.T) {
 			"lvs -a -o name,data_percent,lv_merging thick",
 		}},
 		{"thin", []string{
-			"lvcreate --yes --snapshot --setactivationskip n --name rancher-before-trial thin/rancher",
-			"lvcreate --yes --snapshot --setactivationskip n --name root-before-trial thin/root",
-			"unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thin/rancher-before-trial /run/k3s-dualstack-snapshot && test -e /run/k3s-dualstack-snapshot/k3s/server/token'",
+			"lvcreate --yes --snapshot --name rancher-before-trial thin/rancher",
+			"lvcreate --yes --snapshot --name root-before-trial thin/root",
+			"lvchange --yes -ay -K thin/rancher-before-trial && { e=0; unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thin/rancher-before-trial /run/k3s-dualstack-snapshot && test -e /run/k3s-dualstack-snapshot/k3s/server/token' || e=$?; lvchange -an thin/rancher-before-trial && exit $e; }",
 		}, []string{
 			"lvs -o +lv_snapshot_invalid thin",
 			"lvconvert --yes --merge thin/rancher-before-trial",

@@ -208,10 +208,9 @@ func split(t *testing.T, list []Operation) (before []Operation, restart Operatio
 func (m *guest) gone(t *testing.T, l lvm) {
 	t.Helper()
 	assert.NotContains(t, m.sh(t, "lvs -a --noheadings -o lv_name"), "before-trial")
-	part, full, err := l.Fill(t.Context())
+	f, err := l.Fill(t.Context())
 	require.NoError(t, err)
-	assert.Empty(t, part)
-	assert.Zero(t, full)
+	assert.Zero(t, f)
 	l.pending(t, false)
 }
 
@@ -232,9 +231,9 @@ func (l lvm) pending(t *testing.T, waits bool) {
 // fill is how full the snapshot is.
 func (l lvm) fill(t *testing.T) (string, float64) {
 	t.Helper()
-	part, full, err := l.Fill(t.Context())
+	f, err := l.Fill(t.Context())
 	require.NoError(t, err)
-	return part, full
+	return f.Part, f.Percent
 }
 
 func details(problems []Problem) string {

@@ -281,7 +281,7 @@ func TestInstanceCutOff(t *testing.T) {
 				require.Len(t, f.of(true), 2)
 			}
 			if err == nil {
-				require.Less(t, cut, n+1)
+				require.LessOrEqual(t, cut, n+1, "nothing was left to be cut off: a request that is answered as it is cut off counts as one that was not")
 				break
 			}
 			require.ErrorIs(t, err, context.Canceled)

@@ -64,9 +64,9 @@ type Method interface {
 	Reach(ctx context.Context, cut string) error
 	// Take lists what makes the snapshot and proves that it can be opened.
 	Take() []Operation
-	// Fill tells how full the fullest part of the snapshot is, in per cent, and what that is;
-	// "" where none can overflow. What is not there any more is not full.
-	Fill(ctx context.Context) (part string, percent float64, err error)
+	// Fill tells how full the fullest part of the snapshot is; the zero value where none can
+	// overflow. What is not there any more is not full.
+	Fill(ctx context.Context) (Fill, error)
 	// Return lists what brings the host back to the snapshot, up to the restart that it takes. The
 	// first operation changes nothing: it looks whether all of the snapshot is there and whole. K3s is stopped
 	// before, and started after it.
@@ -81,10 +81,17 @@ type Method interface {
 // base is a method that asks nothing but the host, never takes it away, cannot overflow and leaves nothing pending.
 type base struct{ Ask }
 
-func (base) Ready(context.Context) error                   { return nil }
-func (base) Reach(context.Context, string) error           { return nil }
-func (base) Fill(context.Context) (string, float64, error) { return "", 0, nil }
-func (base) Pending(context.Context) (string, error)       { return "", nil }
+// Fill is how full a part of a snapshot is.
+type Fill struct {
+	Part    string  // "" for none
+	Percent float64 // 100 for one that has overflown
+	Remedy  string  // what to do about it, before or after the fact
+}
+
+func (base) Ready(context.Context) error             { return nil }
+func (base) Reach(context.Context, string) error     { return nil }
+func (base) Fill(context.Context) (Fill, error)      { return Fill{}, nil }
+func (base) Pending(context.Context) (string, error) { return "", nil }
 
 // Problem is a reason why a method cannot be used on a host.
 type Problem struct {

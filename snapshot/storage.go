@@ -20,6 +20,8 @@ type Storage struct {
 	Datasets    []Dataset       `json:"datasets,omitempty"`
 	// Writes is about how much a rebuild writes anew, in bytes: the volumes' data and the images.
 	Writes int64 `json:"writes,omitempty"`
+	// Taken tells that the snapshot of the run that goes on may be there: it is in nobody's way.
+	Taken bool `json:"taken,omitempty"`
 	// Missing are the tools that are not there although something on the host needs them.
 	Missing []string `json:"missing,omitempty"`
 }

@@ -79,7 +79,7 @@ func (z zfs) Problems() []Problem {
 		return []Problem{{Field: "method", Detail: "nothing of what the rebuild touches lies on ZFS: " + z.Storage.described(), Remedy: "choose another spec.snapshot.method"}}
 	}
 	for _, d := range held {
-		if slices.Contains(d.Before, z.tag()) {
+		if slices.Contains(d.Before, z.tag()) && !z.Storage.Taken {
 			out = append(out, Problem{Detail: fmt.Sprintf("the snapshot %s is there already, from an earlier run", z.of(d)), Remedy: fmt.Sprintf("`zfs destroy %s` when it is not needed any more, or `zfs rename` it", remote.Quote(z.of(d)))})
 		}
 	}

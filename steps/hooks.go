@@ -232,9 +232,10 @@ func (m *Migration) settleOther(ctx context.Context, job, script string) error {
 }
 
 // hookJob names the job of a hook. It is the run's own: one that an earlier run left does not count.
-func hookJob(run, step, name string) string {
-	return fmt.Sprintf("hook-%s-%s-%s", strings.ToLower(run[:min(8, len(run))]), step, name)
-}
+func hookJob(run, step, name string) string { return ownJobName("hook", run) + "-" + step + "-" + name }
+
+// ownJobName marks a job's name with the run.
+func ownJobName(name, run string) string { return name + "-" + strings.ToLower(run[:min(8, len(run))]) }
 
 // settleHooks waits until none of the run's hooks goes on on the host, and forgets what they left: a
 // rollback must not meet them, nor a later run take them for its own.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -86,12 +87,13 @@ type Migration struct {
 	taken   *survey.Facts
 	savedAs string
 	// looked is set once this process has taken the last look.
-	looked bool
-	quiet  sync.Mutex // serialises stopping K3s again
-	mu     sync.Mutex // guards what follows
-	host   *remote.Host
-	client *cluster.Client
-	set    *backup.Set
+	looked  bool
+	quiet   sync.Mutex // serialises stopping K3s again
+	holding sync.Mutex // one at a time uses the lock on the host
+	mu      sync.Mutex // guards what follows
+	host    *remote.Host
+	client  *cluster.Client
+	set     *backup.Set
 	// reader reads what the plan points to.
 	reader *credentials.Reader
 	// bao is what was done to OpenBao in the new cluster, by one goroutine at a time.
@@ -264,7 +266,7 @@ func (m *Migration) bind(key string) runner.Bind {
 		"spec.backup.objects":               text(spec.Backup.Objects),
 		"spec.backup.encryption.recipients": text(spec.Backup.Encryption.Recipients),
 		"spec.backup.openBao":               text(kept),
-		"spec.snapshot":                     text(snapshotBind(spec.Snapshot)),
+		snapshotKey:                         text(snapshotBind(spec.Snapshot)),
 	}}
 }
 
@@ -296,6 +298,12 @@ func (m *Migration) Survey(ctx context.Context) (*survey.Facts, error) {
 		return nil, err
 	}
 	facts, err := survey.Take(ctx, h, c, in, m.Plan, m.baoToken)
+	if err == nil {
+		if state, stateErr := m.State(); stateErr == nil { // what is wrong with the journal others tell
+			began := slices.ContainsFunc(state.Steps, func(s runner.StepState) bool { return s.Step == snapshotStep })
+			facts.Host.Storage.Taken = began && state.RolledBack == "" && !state.Finished
+		}
+	}
 	if err == nil && facts.OpenBao != nil && facts.OpenBao.Problem == "" {
 		facts.OpenBao.NoKeys, err = m.noBaoKeys(ctx, facts.OpenBao.Keys())
 	}

@@ -138,6 +138,9 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 		u.Via = ViaSnapshot
 		u.Lost = append(u.Lost, fmt.Sprintf("Everything that was written to the host's disks since the snapshot of %s: by workloads, by people and by the system, whatever it has to do with K3s.",
 			snapshotTaken(state).Local().Format(time.DateTime)))
+		if m.Plan.Spec.Snapshot.Method.OnItsDisks() {
+			u.Lost = append(u.Lost, "Where /boot is a file system of its own it stays as it is: a kernel that was installed since would start without its modules. `ls -l /boot` tells.")
+		}
 	} else if start, ok := state.ActionState("start", "start"); ok {
 		u.Lost = append(u.Lost, fmt.Sprintf("Objects that were created or changed in the dual-stack cluster since %s: its datastore is kept on the host, in %s, and nothing of it is carried over.",
 			start.Time.Local().Format(time.DateTime), replacedDir))
@@ -245,7 +248,11 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err := m.settleHooks(ctx, before); err != nil {
 		return err
 	}
+	if err := m.settleSnapshot(ctx, before); err != nil {
+		return err
+	}
 	if over { // but maybe not compared
+		m.Via = before.RolledBackVia
 		return m.compareWithFacts(ctx)
 	}
 	switch turned := before.Rollback != nil && before.Rollback.Via == ViaSnapshot; {

@@ -377,6 +377,12 @@ func (m *Migration) lockHost(ctx context.Context, h *remote.Host) (me []byte, er
 // *TakenOverError when they are others. An interrupted run, too, has its line mirrored
 // and its lock given up.
 func (m *Migration) asHolder(ctx context.Context, h *remote.Host, me, given []byte, what string) error {
+	m.holding.Lock() // one of two that meet another's lock takes it back, and the other finds its own
+	defer m.holding.Unlock()
+	return m.heldBy(ctx, h, me, given, what)
+}
+
+func (m *Migration) heldBy(ctx context.Context, h *remote.Host, me, given []byte, what string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseDeadline)
 	defer cancel()
 	var out bytes.Buffer
@@ -399,10 +405,10 @@ fi
 		(found.sameHome(self) || m.Via == ViaSnapshot && found.Since.Before(self.Since)) {
 		// A snapshot that the host was returned to has brought it back. Of this work directory no other
 		// process lives, whose half of the lock on the laptop is ours; another's was taken over by us.
-		if err := m.asHolder(ctx, h, []byte(strings.TrimSpace(holder)), me, putLock); err != nil {
+		if err := m.heldBy(ctx, h, []byte(strings.TrimSpace(holder)), me, putLock); err != nil {
 			return err
 		}
-		return m.asHolder(ctx, h, me, given, what)
+		return m.heldBy(ctx, h, me, given, what)
 	}
 	if json.Unmarshal([]byte(holder), &taken.By) == nil {
 		seconds, _ := strconv.Atoi(age)

@@ -26,6 +26,9 @@ const (
 // snapshotStep is the step in which the host's snapshot is taken.
 const snapshotStep = "snapshot"
 
+// snapshotKey is under what name a run is bound to the plan's snapshot.
+const snapshotKey = "spec.snapshot"
+
 // takesSnapshot tells whether the plan has a snapshot taken.
 func (m *Migration) takesSnapshot() bool {
 	s := m.Plan.Spec.Snapshot
@@ -38,7 +41,7 @@ func (m *Migration) snapshotMethod() snapshot.Method {
 		return nil
 	}
 	return snapshot.New(snapshot.Ask{
-		Host: m.Host, Job: m.ownJob, Here: m.snapshotHere,
+		Host: m.Host, Job: m.snapshotJob, Here: m.snapshotHere,
 		Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: m.Facts.Host.Storage,
 		Proof:        path.Join(m.Facts.K3s.ServerDir(), "token"),
 		DestroyNewer: m.DestroyNewer, Progress: m.Progress,
@@ -52,6 +55,36 @@ const snapshotTimeout = 2 * time.Hour
 // snapshotHere runs one of the plan's own commands on the laptop.
 func (m *Migration) snapshotHere(ctx context.Context, command []string) error {
 	return m.runHere(ctx, command, snapshotTimeout, "the limit for commands of spec.snapshot", m.Output)
+}
+
+// snapshotJob runs one of the plan's own commands on the host.
+func (m *Migration) snapshotJob(ctx context.Context, name, label, script string) error {
+	state, err := m.State()
+	if err != nil {
+		return err
+	}
+	return m.ownJob(ctx, ownJobName(name, state.Run), label, script)
+}
+
+// settleSnapshot waits until none of the plan's own commands goes on on the host but that of the way back that is taken.
+func (m *Migration) settleSnapshot(ctx context.Context, state runner.State) error {
+	s := m.Plan.Spec.Snapshot
+	if s == nil || s.Method != plans.SnapshotCommand || s.Command.On != plans.OnHost {
+		return nil
+	}
+	h, err := m.Host(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"create", "restore"} {
+		if name == "restore" && m.Via == ViaSnapshot {
+			continue
+		}
+		if err := m.settle(ctx, h, ownJobName("snapshot-"+name, state.Run)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // snapshotBind is what a run is bound to of the plan's snapshot: what it is of. Own commands, and where images are kept,
@@ -187,10 +220,17 @@ func (m *Migration) stopForReturn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := h.ReadFile(ctx, m.Facts.K3s.Killall); err == nil {
+	whole := true
+	for _, script := range []string{m.Facts.K3s.Killall, m.Facts.K3s.Uninstall} {
+		switch _, err := h.ReadFile(ctx, script); {
+		case errors.Is(err, fs.ErrNotExist):
+			whole = false
+		case err != nil:
+			return fmt.Errorf("host %s: looking for K3s's scripts: %w", h.Name(), err)
+		}
+	}
+	if whole {
 		return m.stopAgain(ctx, h)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("host %s: looking for K3s's scripts: %w", h.Name(), err)
 	}
 	unit := remote.Quote(m.Facts.K3s.UnitName())
 	if err := h.Run(ctx, fmt.Sprintf("! systemctl is-active -q %[1]s || systemctl stop %[1]s", unit)); err != nil {
@@ -208,9 +248,26 @@ func (m *Migration) mayReturn(ctx context.Context) error {
 	return nil
 }
 
+// sameSnapshot refuses a plan in which the snapshot is another than the one that the run began with: another would be looked
+// at, and what is begun of a return would not be seen.
+func (m *Migration) sameSnapshot(state runner.State) error {
+	was, noted := state.Bind.Extra[snapshotKey]
+	is := m.bind("").Extra[snapshotKey]
+	switch {
+	case noted && was != is:
+		return fmt.Errorf("the plan's spec.snapshot is another (%s) than the run began with (%s): put it back as it was", is, was)
+	case noted && state.Bind.Plan != m.Plan.Metadata.Name:
+		return fmt.Errorf("the plan's metadata.name is another (%s) than the run began with (%s), which the snapshot carries: put it back as it was", m.Plan.Metadata.Name, state.Bind.Plan)
+	}
+	return nil
+}
+
 // mayTurn refuses to go back by way of the backup set while a return by snapshot that was begun would still
 // take place.
 func (m *Migration) mayTurn(ctx context.Context) error {
+	if !m.takesSnapshot() {
+		return &NoSnapshotError{errors.New("a return by it is under way, and the plan has none taken (spec.snapshot): put it back as it was")}
+	}
 	pending, err := m.snapshotMethod().Pending(ctx)
 	if err != nil {
 		return err
@@ -228,16 +285,21 @@ func (e *PendingError) Error() string {
 	return fmt.Sprintf("roll back by way of the backup set: a return to the snapshot was begun on host %s: %s; nothing was done: complete it with --via snapshot, which restarts the host", e.Host, e.What)
 }
 
-// SnapshotLeft are the commands that remove what is left of the run's snapshot; none where it took none, has
-// removed it, or has used it up in a return.
+// SnapshotLeft are the commands that remove what is left of the run's snapshot, those of the plan's author by their
+// field alone; none where it took none, has removed it, or has used it up in a return.
 func (m *Migration) SnapshotLeft() (commands []string) {
 	state, err := m.State()
 	if err != nil || m.Facts == nil || !m.takesSnapshot() || !state.StepState(snapshotStep).Complete {
 		return nil
 	}
 	spec := m.Plan.Spec.Snapshot
-	if state.Finished && !spec.Keep || m.Via == ViaSnapshot && spec.Method == plans.SnapshotLVM {
+	removed := state.StepState("finish").Complete && !spec.Keep
+	usedUp := spec.Method == plans.SnapshotLVM && state.RolledBackVia == ViaSnapshot
+	if removed || usedUp {
 		return nil
+	}
+	if spec.Method == plans.SnapshotCommand {
+		return []string{"the program of spec.snapshot.command.delete"}
 	}
 	for _, o := range m.snapshotMethod().Remove() {
 		commands = append(commands, o.Command)
@@ -249,7 +311,7 @@ func (m *Migration) SnapshotLeft() (commands []string) {
 type NoSnapshotError struct{ Err error }
 
 func (e *NoSnapshotError) Error() string {
-	return fmt.Sprintf("roll back by way of the snapshot: %v; nothing was done: with --via backup the rollback goes by way of the backup set", e.Err)
+	return fmt.Sprintf("roll back by way of the snapshot: %v; nothing was done; --via backup goes by way of the backup set", e.Err)
 }
 
 func (e *NoSnapshotError) Unwrap() error { return e.Err }
@@ -257,8 +319,14 @@ func (e *NoSnapshotError) Unwrap() error { return e.Err }
 // chooseWay settles which way a rollback goes: that of the rollback under way unless
 // another was asked for, else by the steps' own undo actions.
 func (m *Migration) chooseWay(state runner.State, to string) error {
-	if m.Via == "" && state.Rollback != nil {
-		m.Via = state.Rollback.Via
+	under := state.Rollback != nil && state.Rollback.Via == ViaSnapshot
+	if m.Via == "" && under {
+		m.Via = ViaSnapshot
+	}
+	if m.Via == ViaSnapshot || under {
+		if err := m.sameSnapshot(state); err != nil {
+			return &NoSnapshotError{err}
+		}
 	}
 	if m.Via != ViaSnapshot {
 		return nil
@@ -297,15 +365,14 @@ const (
 	fillPeriod  = 10 * time.Second
 )
 
-// FullError says that the run was stopped because the snapshot would soon be lost.
+// FullError says that the run was stopped because the snapshot would soon be lost, or is.
 type FullError struct {
-	Host, Part string
-	Percent    float64
+	Host string
+	snapshot.Fill
 }
 
 func (e *FullError) Error() string {
-	return fmt.Sprintf("host %s: the snapshot's %s is full to %.0f %%, and is lost when it overflows: give it room (`lvextend --size +5G %s`) and run again, or remove it (`lvremove`) and go on with the backup set alone",
-		e.Host, e.Part, e.Percent, e.Part)
+	return fmt.Sprintf("host %s: the snapshot's %s is full to %.0f %%, and the snapshot is lost when that overflows: %s", e.Host, e.Part, e.Percent, e.Remedy)
 }
 
 // watchSnapshot looks at how full the snapshot is until stop. The context that it returns ends before the snapshot
@@ -318,7 +385,7 @@ func (m *Migration) watchSnapshot(ctx context.Context) (_ context.Context, stop 
 	return m.watchFill(ctx, method.Fill, fillPeriod)
 }
 
-func (m *Migration) watchFill(ctx context.Context, fill func(context.Context) (string, float64, error), period time.Duration) (_ context.Context, stop func(came *error)) {
+func (m *Migration) watchFill(ctx context.Context, fill func(context.Context) (snapshot.Fill, error), period time.Duration) (_ context.Context, stop func(came *error)) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -332,16 +399,16 @@ func (m *Migration) watchFill(ctx context.Context, fill func(context.Context) (s
 				return
 			case <-tick.C:
 			}
-			part, percent, err := fill(ctx)
+			f, err := fill(ctx)
 			switch {
-			case err != nil || part == "":
+			case err != nil || f.Part == "":
 				continue // a line that is cut has others to tell
-			case percent >= fillStop:
-				cancel(&FullError{Host: m.Plan.Server().Name, Part: part, Percent: percent})
+			case f.Percent >= fillStop:
+				cancel(&FullError{m.Plan.Server().Name, f})
 				return
-			case percent >= fillWarning && !told:
+			case f.Percent >= fillWarning && !told:
 				told = true
-				fmt.Fprintf(m.Progress.Writer(), "   note: the snapshot's %s is full to %.0f %%; at %d %% the run stops\n", part, percent, fillStop)
+				fmt.Fprintf(m.Progress.Writer(), "   note: the snapshot's %s is full to %.0f %%; at %d %% the run stops\n", f.Part, f.Percent, fillStop)
 			}
 		}
 	}()

@@ -46,6 +46,8 @@ func TestWayBySnapshot(t *testing.T) {
 		{name: "to a later checkpoint", edit: own, until: "install", via: ViaSnapshot, to: "seal", want: "it cannot lead to seal"},
 		{name: "removed with the last step", edit: own, until: "finish", more: []runner.Record{{Event: runner.Finished}}, via: ViaSnapshot, to: whole, want: "spec.snapshot.keep"},
 		{name: "kept after the last step", edit: func(s *plans.Spec) { own(s); s.Snapshot.Keep = true }, until: "finish", more: []runner.Record{{Event: runner.Finished}}, via: ViaSnapshot, to: whole, goes: ViaSnapshot},
+		{name: "the plan says otherwise since", edit: own, until: "install", more: []runner.Record{{Event: runner.Begin, Data: []byte(`{"plan":"sunbeam","extra":{"spec.snapshot":"{\"method\":\"lvm\"}"}}`)}}, via: ViaSnapshot, want: `another ({"method":"command"}) than the run began with ({"method":"lvm"})`},
+		{name: "turned from with another plan", until: "install", more: []runner.Record{{Event: runner.Begin, Data: []byte(`{"plan":"sunbeam","extra":{"spec.snapshot":"{\"method\":\"lvm\"}"}}`)}, rollback}, via: ViaBackup, want: "put it back as it was"},
 		{name: "a part lies elsewhere", edit: func(s *plans.Spec) { s.Snapshot = &plans.Snapshot{Method: plans.SnapshotLVM} }, until: "install", via: ViaSnapshot, want: "it does not hold /srv/data"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -91,15 +93,15 @@ func TestFullSnapshotStopsTheRun(t *testing.T) {
 	m := atHome(t)
 	m.Progress = progress.New(&said, false)
 	seen := make(chan float64)
-	fill := func(context.Context) (string, float64, error) {
+	fill := func(context.Context) (snapshot.Fill, error) {
 		v, more := <-seen
 		switch {
 		case !more:
-			return "", 0, nil
+			return snapshot.Fill{}, nil
 		case v < 0:
-			return "", 0, errors.New("the line is cut")
+			return snapshot.Fill{}, errors.New("the line is cut")
 		}
-		return "vg/root-before-x", v, nil
+		return snapshot.Fill{Part: "vg/root-before-x", Percent: v, Remedy: "make room"}, nil
 	}
 	ctx, stop := m.watchFill(t.Context(), fill, time.Microsecond)
 	for _, v := range []float64{10, 71, -1, 72, 89.9} {
@@ -113,12 +115,12 @@ func TestFullSnapshotStopsTheRun(t *testing.T) {
 	stop(&came)
 	var full *FullError
 	require.ErrorAs(t, came, &full)
-	assert.Equal(t, &FullError{Host: "dedi", Part: "vg/root-before-x", Percent: 90}, full)
+	assert.Equal(t, &FullError{"dedi", snapshot.Fill{Part: "vg/root-before-x", Percent: 90, Remedy: "make room"}}, full)
 	assert.Equal(t, 1, strings.Count(said.String(), "note:"), said.String())
 	assert.Contains(t, said.String(), "full to 71 %")
 
 	// Where nothing fills, what came of the run stays as it is.
-	ctx, stop = m.watchFill(t.Context(), func(context.Context) (string, float64, error) { return "", 0, nil }, time.Microsecond)
+	ctx, stop = m.watchFill(t.Context(), func(context.Context) (snapshot.Fill, error) { return snapshot.Fill{}, nil }, time.Microsecond)
 	time.Sleep(time.Millisecond)
 	came = nil
 	stop(&came)
@@ -137,7 +139,9 @@ func TestCommandsOfTheSnapshotAreNotBound(t *testing.T) {
 
 // The reason for which there is no snapshot is in the journal.
 func TestNoSnapshotForAReason(t *testing.T) {
-	m := migration(t, func(s *plans.Spec) { s.Snapshot = &plans.Snapshot{Method: plans.SnapshotNone, Reason: "the provider's are taken at night"} })
+	m := migration(t, func(s *plans.Spec) {
+		s.Snapshot = &plans.Snapshot{Method: plans.SnapshotNone, Reason: "the provider's are taken at night"}
+	})
 	actions, err := m.takeSnapshot(t.Context())
 	require.NoError(t, err)
 	require.Len(t, actions, 1)
@@ -159,6 +163,7 @@ func TestOwnCommandsOfTheSnapshot(t *testing.T) {
 				On: on, Create: sh("echo token s3cret; exit 9"), Status: sh("exit 1"), Restore: sh("true"), Delete: []string{"no-such-program"},
 			}}
 			m.Plan.Spec.Platform.Directory = t.TempDir()
+			reached(t, m, "preflight")
 			method := m.snapshotMethod()
 			take := method.Take()
 			err := take[0].Run(t.Context())

@@ -267,8 +267,11 @@ func printChecks(w io.Writer, checks []verify.Check) {
 	}
 	for _, c := range checks {
 		mark := "ok  "
-		if c.Status == verify.Fail {
+		switch c.Status {
+		case verify.Fail:
 			mark = "FAIL"
+		case verify.Skip:
+			mark = "skip"
 		}
 		fmt.Fprintf(w, "%s %s (%s): %s\n", mark, c.Name, c.Target, c.Detail)
 		if c.Status == verify.Fail && c.Remedy != "" {
