@@ -100,7 +100,7 @@ func TestBySnapshot(t *testing.T) {
 		assert.Equal(t, 1, got.code, "a rollback is under way: %s", got)
 
 		said := r.rollback(t)
-		assert.Contains(t, said, program+" delete", "what is left of the snapshot is named")
+		assert.Contains(t, said, "the program of spec.snapshot.command.delete", "what is left of the snapshot is named")
 		r.asBefore(t, beats)
 		assert.Equal(t, "gone", l.on(t, "[ -e /etc/rancher/since ] || [ -e "+stateDir+"/since ] || echo gone"))
 		assert.Equal(t, "gone", l.on(t, "[ -e "+stateDir+"/lock ] || echo gone"), "the lock that the snapshot brought back")

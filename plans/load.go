@@ -199,6 +199,11 @@ func resolvePaths(p *Plan, dir string) field.ErrorList {
 	r.program(spec.Child("platform", "command"), s.Platform.Command)
 	r.program(spec.Child("platform", "rehearse"), s.Platform.Rehearse)
 	r.list(spec.Child("platform", "manifests"), s.Platform.Manifests)
+	if s.Snapshot != nil && s.Snapshot.Command != nil && s.Snapshot.Command.On == OnLaptop {
+		for _, p := range s.Snapshot.Command.programs() {
+			r.program(spec.Child("snapshot", "command", p.name), p.command)
+		}
+	}
 	for i, h := range s.Hooks {
 		if h.On == OnLaptop {
 			r.program(spec.Child("hooks").Index(i).Child("command"), h.Command)

@@ -49,8 +49,11 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 		errs = append(errs, field.Forbidden(path.Child("keep"), "there is no snapshot to keep with method none; remove it"))
 	}
 	if s.Size != "" {
-		if n, err := s.SizeBytes(); err != nil || n <= 0 {
+		switch n, err := s.SizeBytes(); {
+		case err != nil:
 			errs = append(errs, field.Invalid(path.Child("size"), s.Size, "not a size; write it as in 20Gi"))
+		case n < leastSize || n > mostSize:
+			errs = append(errs, field.Invalid(path.Child("size"), s.Size, "not between 64Mi and 1Pi; write it with its unit, as in 20Gi"))
 		}
 	}
 	if s.Scaleway != nil {
@@ -63,10 +66,7 @@ func validateSnapshot(path *field.Path, s *Snapshot) field.ErrorList {
 		default:
 			errs = append(errs, field.NotSupported(at.Child("on"), c.On, []Place{OnHost, OnLaptop}))
 		}
-		for _, part := range []struct {
-			name    string
-			command []string
-		}{{"create", c.Create}, {"status", c.Status}, {"restore", c.Restore}, {"delete", c.Delete}} {
+		for _, part := range c.programs() {
 			switch {
 			case len(part.command) == 0:
 				errs = append(errs, field.Required(at.Child(part.name), "program and arguments; without it a snapshot cannot be trusted to be there, be returned to or be removed"))
@@ -147,6 +147,33 @@ func joined(methods []SnapshotMethod) string {
 		out = append(out, string(m))
 	}
 	return strings.Join(out, ", ")
+}
+
+// What the room for a snapshot may be, in bytes: less would not outlast the backup, more is a mistake.
+const (
+	leastSize = 64 << 20
+	mostSize  = 1 << 50
+)
+
+// snapshotProgram is one of the commands, by its field.
+type snapshotProgram struct {
+	name    string
+	command []string
+}
+
+func (c *SnapshotCommands) programs() []snapshotProgram {
+	return []snapshotProgram{{"create", c.Create}, {"status", c.Status}, {"restore", c.Restore}, {"delete", c.Delete}}
+}
+
+// checkSnapshot looks for the programs that run on this machine, in the platform's directory as all of the plan's do.
+func checkSnapshot(path *field.Path, s *Snapshot, directory string) (errs field.ErrorList) {
+	if s == nil || s.Command == nil || s.Command.On != OnLaptop {
+		return nil
+	}
+	for _, p := range s.Command.programs() {
+		errs = append(errs, checkProgram(path.Child("command", p.name), p.command, directory, "missing command of the snapshot: ")...)
+	}
+	return errs
 }
 
 // SizeBytes is the size in bytes, 0 when the plan leaves it open.

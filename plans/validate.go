@@ -681,6 +681,7 @@ func checkFiles(p *Plan) field.ErrorList {
 		check(spec.Child("backup", "openBao", "tls", "caFile"), bao.TLS.CAFile, "name the file with the CA's certificates, or leave the field out for the laptop's")
 	}
 	errs = append(errs, checkPlatform(spec.Child("platform"), p.Spec.Platform)...)
+	errs = append(errs, checkSnapshot(spec.Child("snapshot"), p.Spec.Snapshot, p.Spec.Platform.Directory)...)
 	return append(errs, checkHooks(spec.Child("hooks"), p.Spec.Hooks, p.Spec.Platform.Directory)...)
 }
 

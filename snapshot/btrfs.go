@@ -152,7 +152,7 @@ func (t topLevel) at(script string) string {
 
 // byHand is what a person would type for something at the top level.
 func (t topLevel) byHand(commands ...string) string {
-	return fmt.Sprintf("mount -o subvolid=5 %s /mnt && cd /mnt && %s", remote.Quote(t.system), strings.Join(commands, " && "))
+	return fmt.Sprintf(`d=$(mktemp -d) && mount -o subvolid=5 %s "$d" && cd "$d" && %s && cd / && umount "$d"`, remote.Quote(t.system), strings.Join(commands, " && "))
 }
 
 // subvolumeAid are the functions of the scripts. A subvolume's root has the inode 256; in a snapshot the place of one

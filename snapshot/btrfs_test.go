@@ -115,8 +115,8 @@ func TestBtrfsCommands(t *testing.T) {
 	m := New(Ask{Plan: &plans.Snapshot{Method: plans.SnapshotBtrfs}, Name: "shop", Storage: s, Proof: "/a host/var/lib/rancher/k3s/server/token"})
 	take := m.Take()
 	require.Len(t, take, 2)
-	assert.Equal(t, "mount -o subvolid=5 'UUID=c4abac7c-31f4-4dec-88b7-2c149065c498' /mnt && cd /mnt && mkdir migrate-before-shop && btrfs subvolume snapshot -r @ migrate-before-shop/@ && "+
-		"btrfs subvolume snapshot -r '@/srv vol' 'migrate-before-shop/@%2Fsrv vol' && btrfs subvolume snapshot -r @other migrate-before-shop/@other", take[0].Command)
+	assert.Equal(t, "d=$(mktemp -d) && mount -o subvolid=5 'UUID=c4abac7c-31f4-4dec-88b7-2c149065c498' \"$d\" && cd \"$d\" && mkdir migrate-before-shop && btrfs subvolume snapshot -r @ migrate-before-shop/@ && "+
+		"btrfs subvolume snapshot -r '@/srv vol' 'migrate-before-shop/@%2Fsrv vol' && btrfs subvolume snapshot -r @other migrate-before-shop/@other && cd / && umount \"$d\"", take[0].Command)
 	assert.Contains(t, take[0].Summary, "they do not hold the nested @/var/lib/machines, @/var/lib/rancher/k3s/images")
 	assert.Contains(t, take[1].Command, "ls -d migrate-before-shop/@/var/lib/rancher/k3s/server/token")
 	var names []string

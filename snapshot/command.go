@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 
 	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
@@ -80,7 +79,10 @@ func (c command) perform(ctx context.Context, p program) error {
 func (c command) status(ctx context.Context) error {
 	argv := c.Plan.Command.Status
 	if c.place() == OnLaptop {
-		return c.perform(ctx, program{"status", argv})
+		if err := c.perform(ctx, program{"status", argv}); err != nil {
+			return fmt.Errorf("%w: it does not say that the snapshot is there", err)
+		}
+		return nil
 	}
 	h, err := c.Host(ctx)
 	if err != nil {
@@ -92,20 +94,9 @@ func (c command) status(ctx context.Context) error {
 		err = &remote.ExitError{Code: exit.Code, Signal: exit.Signal}
 	}
 	if err != nil {
-		return fmt.Errorf("spec.snapshot.command.status: %w", failed(h, "asking whether the snapshot is there", err))
+		return fmt.Errorf("spec.snapshot.command.status: %w: it does not say that the snapshot is there", failed(h, "asking for it", err))
 	}
 	return nil
-}
-
-// there is true while the status command succeeds.
-func (c command) there(ctx context.Context) (bool, error) {
-	err := c.status(ctx)
-	var local *exec.ExitError
-	var there *remote.ExitError
-	if errors.As(err, &local) || errors.As(err, &there) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 func (c command) look() Operation {
@@ -126,9 +117,9 @@ func (c command) operation(name string, argv []string, summary string) Operation
 
 func (c command) Take() []Operation {
 	p := c.Plan.Command
-	create := c.operation("create", p.Create, "Take the snapshot with the plan's own command")
-	create.Done = c.there
-	return []Operation{create, c.look()}
+	// What status says of a snapshot that is being made is not known: an attempt that was cut off is followed to its end,
+	// or made again.
+	return []Operation{c.operation("create", p.Create, "Take the snapshot with the plan's own command"), c.look()}
 }
 
 func (c command) Return() []Operation {

@@ -50,6 +50,9 @@ func (i *scwInstance) get(ctx context.Context, c *scw.Client) (*instance.Server,
 	if err != nil {
 		return nil, err
 	}
+	if res == nil || res.Server == nil {
+		return nil, final("the answer is not one of Scaleway's API: a proxy may have given it, or SCW_API_URL is wrong")
+	}
 	return res.Server, nil
 }
 
@@ -172,8 +175,8 @@ func (i *scwInstance) Take() []Operation {
 		},
 		{
 			Name: "snapshot", Place: OnLaptop,
-			Command: fmt.Sprintf("scw block snapshot create volume-id=<volume> name=<volume>-before-%[1]s zone=%[2]s   # scw instance snapshot create for a local volume", i.Name, i.at.Zone),
-			Summary: fmt.Sprintf("Take a snapshot of every volume of %s, and wait until all are available; costs their storage, per GB and month, until they are removed", i.name()),
+			Command: fmt.Sprintf("scw block snapshot create volume-id=VOLUME name=VOLUME-before-%[1]s zone=%[2]s", i.Name, i.at.Zone),
+			Summary: fmt.Sprintf("Take a snapshot of every volume of %s (of a local one by `scw instance snapshot create`), and wait until all are available; costs their storage, per GB and month, until they are removed", i.name()),
 			Run:     i.take,
 		},
 	}
@@ -311,7 +314,7 @@ func (i *scwInstance) Return() []Operation {
 		},
 		{
 			Name: "return", Place: OnLaptop,
-			Command: fmt.Sprintf("scw block volume create from-snapshot.snapshot-id=<snapshot> zone=%[2]s; scw instance server stop %[1]s zone=%[2]s; scw instance server detach-volume server-id=%[1]s volume-id=<present>; scw instance server attach-volume server-id=%[1]s volume-id=<new>; scw instance server start %[1]s zone=%[2]s", i.at.ID, i.at.Zone),
+			Command: fmt.Sprintf("scw block volume create from-snapshot.snapshot-id=SNAPSHOT zone=%[2]s; scw instance server stop %[1]s zone=%[2]s; scw instance server detach-volume server-id=%[1]s volume-id=PRESENT; scw instance server attach-volume server-id=%[1]s volume-id=NEW; scw instance server start %[1]s zone=%[2]s", i.at.ID, i.at.Zone),
 			Summary: fmt.Sprintf("Make a new volume of each snapshot, power %s off, which restarts the host, put them in the place of the present volumes, power it on and wait until it answers; costs the storage of the present volumes, which are kept, until you delete them", i.name()),
 			Run:     i.back,
 		},
@@ -503,8 +506,8 @@ func (i *scwInstance) Reach(ctx context.Context, cut string) error {
 func (i *scwInstance) Remove() []Operation {
 	return []Operation{{
 		Name: "remove", Place: OnLaptop,
-		Command: fmt.Sprintf("scw block snapshot delete <snapshot> zone=%s   # scw instance snapshot delete for a local volume's", i.at.Zone),
-		Summary: fmt.Sprintf("Remove the snapshots of the volumes of %s (…-before-%s)", i.name(), i.Name),
+		Command: fmt.Sprintf("scw block snapshot delete SNAPSHOT zone=%s", i.at.Zone),
+		Summary: fmt.Sprintf("Remove the snapshots of the volumes of %s (…-before-%s; a local one's by `scw instance snapshot delete`)", i.name(), i.Name),
 		Run: func(ctx context.Context) error {
 			ordered := orders{}
 			return i.until(ctx, "Removing the snapshots", i.pace.state, "delete them at "+i.console(), func(ctx context.Context, c *scw.Client) (bool, string, error) {

@@ -524,7 +524,7 @@ func (r *scwRescue) Take() []Operation {
 		},
 		{
 			Name: "image", Place: OnLaptop,
-			Command: fmt.Sprintf("%s; ssh <rescue system> 'dd if=<disk> bs=4M | zstd' | age --encrypt --recipient … >%s/…; %s", rescue, remote.Quote(r.dir()), normal),
+			Command: fmt.Sprintf("%s; ssh RESCUE_SYSTEM 'dd if=DISK bs=4M | zstd' | age --encrypt --recipient … >%s/…; %s", rescue, remote.Quote(r.dir()), normal),
 			Summary: fmt.Sprintf("Restart %s into its rescue system, make images of %s to %s, compare them with the disks' sums, and restart it from its disks: restarts the host twice, as by its reset button, and it is away until all is copied", r.name(), strings.Join(r.at.Disks, ", "), r.dir()),
 			Run:     r.take,
 			// Since "unused" none can be older than this run. The server is back: that is what Reach is for.
@@ -757,7 +757,7 @@ func (r *scwRescue) Return() []Operation {
 		},
 		{
 			Name: "write", Place: OnLaptop,
-			Command: fmt.Sprintf("%s; age --decrypt --identity … %s/… | ssh <rescue system> 'zstd -d | dd of=<disk> bs=1M'; %s", rescue, remote.Quote(r.dir()), normal),
+			Command: fmt.Sprintf("%s; age --decrypt --identity … %s/… | ssh RESCUE_SYSTEM 'zstd -d | dd of=DISK bs=1M'; %s", rescue, remote.Quote(r.dir()), normal),
 			Summary: fmt.Sprintf("Restart %s into its rescue system, write the images over %s, read the disks again and compare their sums, and restart it from its disks: restarts the host twice, and overwrites the disks", r.name(), strings.Join(r.at.Disks, ", ")),
 			Run:     r.write,
 		},

@@ -146,7 +146,7 @@ func parse(out string, paths []string) (s Storage, err error) {
 			if n == len(paths) {
 				return s, fmt.Errorf("more file systems than the %d paths asked for", n)
 			}
-			f := r.FileSystems[0]
+			f := r.FileSystems[len(r.FileSystems)-1] // the topmost of those mounted there
 			s.place(FileSystem{Target: f.Target, Source: f.Source, Type: f.FSType, Root: f.FSRoot, Device: strings.TrimSpace(f.Device), UUID: f.UUID}, paths[n])
 			n++
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sunbeam.pt/k3s-dualstack/restore"
@@ -37,9 +38,15 @@ func (e *WholeError) Error() string {
 }
 
 // UnbegunError says that there is nothing to roll back.
-type UnbegunError struct{}
+type UnbegunError struct {
+	// Snapshot are the commands that remove the host's snapshot, where one was begun.
+	Snapshot []string
+}
 
-func (*UnbegunError) Error() string {
+func (e *UnbegunError) Error() string {
+	if len(e.Snapshot) > 0 {
+		return "nothing to roll back: no run of this plan has reached a checkpoint, and nothing was changed but that a snapshot of the host was begun; `migrate run` goes on with it, and what removes it is: " + strings.Join(e.Snapshot, "; ")
+	}
 	return "nothing to roll back: no run of this plan has reached a checkpoint, and nothing was changed on host or cluster"
 }
 
@@ -98,7 +105,7 @@ func (m *Migration) target(state runner.State, to string) (string, error) {
 	case state.Rollback != nil:
 		return state.Rollback.To, nil
 	case last == "":
-		return "", &UnbegunError{}
+		return "", &UnbegunError{m.SnapshotLeft()}
 	case last == "verify":
 		return "", &WholeError{Checkpoint: last}
 	}
@@ -116,7 +123,7 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 		if begun(state) && state.RolledBack != whole {
 			return Unwinding{}, m.haveFacts()
 		}
-		return Unwinding{}, &UnbegunError{}
+		return Unwinding{}, &UnbegunError{m.SnapshotLeft()}
 	}
 	if to, err = m.target(state, to); err != nil {
 		return Unwinding{}, err

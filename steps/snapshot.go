@@ -76,9 +76,10 @@ func (m *Migration) settleSnapshot(ctx context.Context, state runner.State) erro
 	if err != nil {
 		return err
 	}
+	under := state.Rollback != nil && state.Rollback.Via == ViaSnapshot
 	for _, name := range []string{"create", "restore"} {
-		if name == "restore" && m.Via == ViaSnapshot {
-			continue
+		if name == "restore" && under && m.Via == ViaSnapshot {
+			continue // it is followed to its end
 		}
 		if err := m.settle(ctx, h, ownJobName("snapshot-"+name, state.Run)); err != nil {
 			return err
@@ -210,8 +211,27 @@ func (m *Migration) detour() *runner.Detour {
 			Run:     func(ctx context.Context) (any, error) { return nil, m.stopForReturn(ctx) },
 		}
 		again, err := m.undoQuiesce(ctx)
-		return slices.Concat(actions[:1], []runner.Action{stop}, actions[1:], again), err
+		return slices.Concat(actions[:1], []runner.Action{stop}, actions[1:], again, []runner.Action{m.sameAgain()}), err
 	}}
+}
+
+// sameAgain proves that the return has brought the old cluster back, while the other way is still open.
+func (m *Migration) sameAgain() runner.Action {
+	return runner.Action{
+		Name: "same again", Target: m.onCluster(),
+		Summary: "See that the cluster is the one of before the run",
+		Command: "kubectl get ns kube-system -o jsonpath='{.metadata.uid}'",
+		Run: func(ctx context.Context) (any, error) {
+			now, err := m.Survey(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if moved := m.Facts.Moved(now); now.Cluster.KubeSystemUID != m.Facts.Cluster.KubeSystemUID || now.K3s.BinarySHA256 != m.Facts.K3s.BinarySHA256 {
+				return nil, fmt.Errorf("the return has not brought the old cluster back: %s; `migrate rollback --via backup` brings it back from the backup set", few(moved))
+			}
+			return nil, nil
+		},
+	}
 }
 
 // stopForReturn stops K3s as far as what is left of it allows: the snapshot replaces it all.
@@ -285,23 +305,35 @@ func (e *PendingError) Error() string {
 	return fmt.Sprintf("roll back by way of the backup set: a return to the snapshot was begun on host %s: %s; nothing was done: complete it with --via snapshot, which restarts the host", e.Host, e.What)
 }
 
-// SnapshotLeft are the commands that remove what is left of the run's snapshot, those of the plan's author by their
-// field alone; none where it took none, has removed it, or has used it up in a return.
+// SnapshotLeft are the commands that remove what is left of the run's snapshot on the host, those of the plan's author by
+// their field alone; none where it took none, has removed it, or has used it up in a return.
 func (m *Migration) SnapshotLeft() (commands []string) {
-	state, err := m.State()
-	if err != nil || m.Facts == nil || !m.takesSnapshot() || !state.StepState(snapshotStep).Complete {
+	if m.Facts == nil || !m.takesSnapshot() {
 		return nil
 	}
-	spec := m.Plan.Spec.Snapshot
-	removed := state.StepState("finish").Complete && !spec.Keep
-	usedUp := spec.Method == plans.SnapshotLVM && state.RolledBackVia == ViaSnapshot
-	if removed || usedUp {
+	journal, err := runner.OpenJournal(m.JournalPath())
+	if err != nil {
+		return nil // what is wrong with it others tell
+	}
+	defer journal.Close()
+	remove := m.snapshotMethod().Remove()
+	left := false
+	for _, r := range journal.Records() {
+		switch {
+		case r.Step == snapshotStep && r.Event == runner.Intent && !strings.HasPrefix(r.Action, hookAction):
+			left = true
+		case r.Event == runner.Done && r.Step == "finish" && slices.ContainsFunc(remove, func(o snapshot.Operation) bool { return o.Name == r.Action }),
+			r.Event == runner.Undone && m.Plan.Spec.Snapshot.Method == plans.SnapshotLVM && strings.HasPrefix(r.Action, "merged "):
+			left = false
+		}
+	}
+	if !left {
 		return nil
 	}
-	if spec.Method == plans.SnapshotCommand {
+	if m.Plan.Spec.Snapshot.Method == plans.SnapshotCommand {
 		return []string{"the program of spec.snapshot.command.delete"}
 	}
-	for _, o := range m.snapshotMethod().Remove() {
+	for _, o := range remove {
 		commands = append(commands, o.Command)
 	}
 	return commands

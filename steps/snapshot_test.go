@@ -74,7 +74,7 @@ func TestWayBySnapshot(t *testing.T) {
 			}
 			if c.goes == ViaSnapshot {
 				at := c.until
-				want := []string{"status", "stop again", "restore", "time", "start again", "node again", "pods again"}
+				want := []string{"status", "stop again", "restore", "time", "start again", "node again", "pods again", "same again"}
 				for i := range want {
 					want[i] = at + "/" + want[i]
 				}
@@ -171,9 +171,10 @@ func TestOwnCommandsOfTheSnapshot(t *testing.T) {
 			assert.ErrorContains(t, err, "exit status 9")
 			assert.NotContains(t, err.Error(), "s3cret")
 			assert.Contains(t, shown.String(), "token s3cret")
-			there, err := take[0].Done(t.Context())
-			require.NoError(t, err)
-			assert.False(t, there)
+			require.Nil(t, take[0].Done, "an attempt that was cut off is followed to its end, whatever status says")
+			err = take[1].Run(t.Context())
+			require.ErrorContains(t, err, "spec.snapshot.command.status: ")
+			assert.ErrorContains(t, err, "exit status 1")
 			require.NoError(t, method.Return()[1].Run(t.Context()), "what restarts nothing")
 			err = method.Ready(t.Context())
 			if on == plans.OnHost {

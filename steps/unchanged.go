@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"sunbeam.pt/k3s-dualstack/cluster"
+	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/survey"
 	"sunbeam.pt/k3s-dualstack/verify"
 )
@@ -47,15 +48,27 @@ func (m *Migration) compareWithFacts(ctx context.Context) error {
 	checks := append(identityChecks(m.Facts, now), m.workloadsCheck(ctx, c, patience))
 	// Before the uninstall a rollback needs no backup set; what only that could
 	// tell is then said to be unknown.
+	began, err := m.uninstallBegan()
+	if err != nil {
+		return err
+	}
+	unknown := func(id, name string, err error) verify.Check {
+		c := check(id, name, m.Plan.Metadata.Name, []string{"not compared: " + err.Error()}, "")
+		if !began { // and with it nothing that could be lost
+			c.Status = verify.Skip
+			c.Detail = "not compared: the backup set is not complete, and nothing was uninstalled"
+		}
+		return c
+	}
 	objects, err := m.objectsCheck(ctx, c)
 	if err != nil {
-		objects = check(sameObjects, "the same objects and ClusterIPs", m.Plan.Metadata.Name, []string{"not compared: " + err.Error()}, "")
+		objects = unknown(sameObjects, "the same objects and ClusterIPs", err)
 	}
 	checks = append(checks, m.younger(objects)...)
 	if !m.KeepPresent {
 		volumes, err := m.compareVolumes(ctx)
 		if err != nil {
-			volumes = []verify.Check{check(verify.VolumeContents, "volume contents", m.Plan.Metadata.Name, []string{"not compared: " + err.Error()}, "")}
+			volumes = []verify.Check{unknown(verify.VolumeContents, "volume contents", err)}
 		}
 		checks = append(checks, m.younger(volumes...)...)
 	}
@@ -74,6 +87,16 @@ func (m *Migration) compareWithFacts(ctx context.Context) error {
 		return &UnverifiedError{Failed: failed}
 	}
 	return nil
+}
+
+// uninstallBegan tells whether the run has ever begun to uninstall.
+func (m *Migration) uninstallBegan() (bool, error) {
+	journal, err := runner.OpenJournal(m.JournalPath())
+	if err != nil {
+		return false, err
+	}
+	defer journal.Close()
+	return slices.ContainsFunc(journal.Records(), func(r runner.Record) bool { return r.Step == "uninstall" && r.Event == runner.Intent }), nil
 }
 
 // younger are checks against the backup set. It was made after the snapshot of the host: after a return by that, a difference

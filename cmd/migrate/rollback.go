@@ -123,7 +123,10 @@ A rollback that failed or was cut off is continued by the same command. After it
 			}
 			printUnwinding(c.OutOrStdout(), u, true)
 			if len(u.Actions) > 0 {
-				fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\nThe commands as a script: migrate runbook -f %s%s\n", again, *file, checkpoint)
+				fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\n", again)
+				if u.Via != steps.ViaSnapshot {
+					fmt.Fprintf(c.OutOrStdout(), "The commands as a script: migrate runbook -f %s%s\n", *file, checkpoint)
+				}
 			}
 			return nil
 		}
@@ -158,7 +161,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 			printAvailability(c, m)
 			fmt.Fprintf(w, "\nThe rollback is complete. %s", next(state.RolledBack, *file))
 			if left := m.SnapshotLeft(); len(left) > 0 {
-				fmt.Fprintf(w, "The snapshot of the host is kept, and the next run wants its place. To remove it, once you trust the cluster: %s\n", strings.Join(left, "; "))
+				fmt.Fprintf(w, "The snapshot of the host is kept, and the next run wants its place. To remove it, once you trust the cluster%s: %s\n", map[bool]string{true: ", on the host"}[m.Plan.Spec.Snapshot.Method.OnItsDisks()], strings.Join(left, "; "))
 			}
 			return nil
 		case errors.As(err, &unverified):
@@ -174,7 +177,12 @@ A rollback that failed or was cut off is continued by the same command. After it
 			} else {
 				fmt.Fprintf(w, "\nmigrate: taking back %v\n", err)
 			}
-			fmt.Fprintf(w, "To continue: %s\nIf it cannot finish, the rest by hand: migrate runbook -f %s%s\n", again, *file, checkpoint)
+			fmt.Fprintf(w, "To continue: %s\n", again)
+			if m.Via == steps.ViaSnapshot {
+				fmt.Fprintf(w, "If it cannot finish, by way of the backup set: migrate rollback -f %s%s --via backup\n", *file, checkpoint)
+			} else {
+				fmt.Fprintf(w, "If it cannot finish, the rest by hand: migrate runbook -f %s%s\n", *file, checkpoint)
+			}
 			return &shownError{err}
 		case errors.Is(err, context.Canceled):
 			fmt.Fprintf(w, "\nmigrate: interrupted: %v\nTo continue: %s\n", err, again)

@@ -35,6 +35,7 @@ hand, with the backup set alone. The host is not contacted.`),
 		}
 		defer m.Close()
 		m.RollbackBegins = time.Now()
+		m.Via = steps.ViaBackup // a snapshot's way is a method's, and goes on by `rollback` alone
 		u, err := m.Unwind(c.Context(), *to)
 		if err != nil {
 			return rollbackError(err)
@@ -68,7 +69,7 @@ set -euo pipefail
 		fmt.Fprintf(&b, "\n# %s: %s\n", a.Step, comment(a.Summary))
 		command := a.Command
 		switch {
-		case ofLaptop(command):
+		case ofLaptop(command), a.Target.Kind == runner.Laptop:
 		case a.Target.Kind == runner.Cluster:
 			command = m.OverSSH(remote.Quote(m.Facts.K3s.Binary) + " " + command)
 		default:
