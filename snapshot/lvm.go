@@ -403,9 +403,18 @@ func (o origin) nudge(s lvState) string {
 	return "dmsetup udevcomplete_all --yes 1 >/dev/null; timeout 60 " + goOn + " >&2 || true"
 }
 
+// poll is a script that has a process of LVM's wait for the end of a merge: one that the initial RAM disk started ends
+// with it. Where that still lives, it may hold the group's lock.
+func (o origin) poll() string {
+	return "timeout 60 lvchange --poll y " + remote.Quote(o.path()) + " >&2 || true"
+}
+
 func (l lvm) waitMerged(ctx context.Context, o origin) error {
 	t := l.Progress.Wait("Waiting for " + o.at() + " to be merged")
 	defer t.Done()
+	if err := l.run(ctx, "having the end of the merge of "+o.at()+" looked for", o.poll()); err != nil {
+		return err
+	}
 	last, since, nudged := lvState{}, time.Now(), time.Now()
 	for {
 		s, err := l.state(ctx, o)

@@ -53,10 +53,32 @@ func boot(t *testing.T, layout string) *guest {
 		h.Close()
 		if t.Failed() {
 			console, _ := os.ReadFile(vm.Console)
-			t.Logf("the end of its console:\n%s", console[max(0, len(console)-4000):])
+			t.Logf("the end of its console:\n%s", console[max(0, len(console)-6000):])
 		}
 	})
-	return &guest{h, vm.Console}
+	m := &guest{h, vm.Console}
+	m.hurry(t)
+	return m
+}
+
+// hurry ends what the lab's machines start with: that they merge thick snapshots slowly.
+func (m *guest) hurry(t *testing.T) {
+	t.Helper()
+	m.sh(t, "modprobe dm_snapshot; echo 100 >/sys/module/dm_snapshot/parameters/snapshot_copy_throttle")
+}
+
+// startDeadline is for how long a machine may take to answer after a restart: a minute on a busy computer. One that hangs
+// shows it on its console when systemd has waited for a device for 90 s.
+const startDeadline = 4 * time.Minute
+
+// restarted performs what starts the machine anew.
+func restarted(t *testing.T, run func(context.Context) error) {
+	t.Helper()
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), startDeadline)
+	defer cancel()
+	require.NoError(t, run(ctx), "the machine does not come up from its restart; its console shows why")
+	t.Logf("restarted (%s)", time.Since(begun).Round(time.Second))
 }
 
 // lab runs bin/lab.
@@ -93,7 +115,7 @@ func (m *guest) furnish(t *testing.T) {
 	m.sh(t, `set -e
 mkdir -p /var/lib/rancher/k3s/server/db /etc/rancher/k3s
 echo K10token >`+token+`
-head -c 3000000 /dev/urandom >/var/lib/rancher/k3s/server/db/state.db
+shred -n1 -s 40M - >/var/lib/rancher/k3s/server/db/state.db
 echo 'cluster-cidr: 10.42.0.0/16' >/etc/rancher/k3s/config.yaml
 printf '#!/bin/sh\necho old\n' >/usr/local/bin/k3s; chmod 755 /usr/local/bin/k3s
 ln -s k3s /usr/local/bin/kubectl
@@ -105,11 +127,12 @@ func (m *guest) change(t *testing.T) {
 	t.Helper()
 	m.sh(t, `set -e
 echo 'cluster-cidr: 10.42.0.0/16,fd42::/48' >/etc/rancher/k3s/config.yaml
+shred -n1 /var/lib/rancher/k3s/server/db/state.db; sync
 rm -rf /var/lib/rancher/k3s
 mkdir -p /var/lib/rancher/k3s/server/db
 echo K10other >`+token+`
-head -c 20000000 /dev/urandom >/var/lib/rancher/k3s/server/db/state.db
-head -c 20000000 /dev/urandom >/usr/local/bin/k3s
+shred -n1 -s 40M - >/var/lib/rancher/k3s/server/db/state.db
+shred -n1 -s 60M - >/usr/local/bin/k3s
 rm /usr/local/bin/kubectl
 echo new >/etc/rancher/k3s/registries.yaml; echo new >/usr/local/bin/new; echo new >/var/lib/rancher/new
 chmod 700 /etc/rancher; chown 1000:1000 /usr/local/bin/k3s
@@ -331,7 +354,52 @@ func TestLVMThick(t *testing.T) {
 		m.gone(t, l)
 	})
 
-	t.Run("return", func(t *testing.T) {
+	t.Run("nearly full", func(t *testing.T) {
+		l := m.method(t, storage, "40Mi")
+		performAll(t, l.Take())
+		m.sh(t, `head -c 36000000 /dev/urandom >/usr/local/bin/large
+until lvs --noheadings -o data_percent thick/root-before-trial | awk '$1 < 95.5 { exit 1 }'; do head -c 200000 /dev/urandom >>/usr/local/bin/large; sync /usr/local/bin/large; done`)
+		part, full := l.fill(t)
+		assert.Equal(t, "thick/root-before-trial", part)
+		assert.Less(t, full, 100.0)
+		merges, _, _ := split(t, l.Return())
+		for _, o := range merges[:2] { // the first merge is the other one's
+			err := o.Run(t.Context())
+			require.Error(t, err, o.Name)
+			assert.Contains(t, err.Error(), "the snapshot thick/root-before-trial is full to 9")
+			assert.Contains(t, err.Error(), "`lvextend --size +1G thick/root-before-trial`")
+		}
+		assert.False(t, done(t, merges[1]))
+		l.pending(t, false)
+		m.sh(t, "test ! -e "+restartWanted)
+		m.sh(t, "lvextend -qq --size +20M thick/root-before-trial")
+		require.NoError(t, merges[0].Run(t.Context()))
+		performAll(t, l.Remove())
+		m.sh(t, "rm /usr/local/bin/large")
+		m.gone(t, l)
+	})
+
+	t.Run("removed between a merge that was refused and its repetition", func(t *testing.T) {
+		l := m.method(t, storage, "40Mi")
+		performAll(t, l.Take())
+		merges, _, _ := split(t, l.Return())
+		m.sh(t, "mv /usr/sbin/lvconvert /usr/sbin/lvconvert.away")
+		require.Error(t, merges[1].Run(t.Context()))
+		m.sh(t, "mv /usr/sbin/lvconvert.away /usr/sbin/lvconvert; test -e "+restartWanted+"; lvremove -qq --yes thick/rancher-before-trial")
+		_, err := merges[1].Done(t.Context())
+		require.Error(t, err)
+		assert.Contains(t, err.Error(), "the snapshot thick/rancher-before-trial is gone, and was not merged: `migrate rollback --via backup`")
+		err = merges[1].Run(t.Context())
+		require.Error(t, err)
+		assert.Contains(t, err.Error(), "there is no snapshot thick/rancher-before-trial on the host")
+		assert.False(t, done(t, merges[2]))
+		l.pending(t, false)
+		m.sh(t, "rm "+restartWanted)
+		performAll(t, l.Remove())
+		m.gone(t, l)
+	})
+
+	require.True(t, t.Run("return", func(t *testing.T) {
 		before := m.tree(t)
 		l := m.method(t, storage, "")
 		// Cut off between the two: what is done is known, and the rest is done anew.
@@ -371,14 +439,19 @@ func TestLVMThick(t *testing.T) {
 		require.Error(t, removal)
 		assert.Contains(t, removal.Error(), "is being merged into thick/rancher and cannot be removed")
 
-		performAll(t, []Operation{restart})
-		l.pending(t, false)
+		restarted(t, restart.Run)
+		assert.True(t, done(t, restart))
+		m.underWay(t, l)
+		m.hurry(t)
 		performAll(t, merged)
 		assert.Equal(t, before, m.tree(t))
 		m.gone(t, l)
 		performAll(t, l.Remove())
 		assert.True(t, done(t, restart))
-	})
+		for _, o := range merges[1:] {
+			assert.True(t, done(t, o), "%s, with the restart since", o.Name)
+		}
+	}))
 
 	t.Run("root alone", func(t *testing.T) {
 		before := m.tree(t)
@@ -395,10 +468,33 @@ func TestLVMThick(t *testing.T) {
 		// The power fails before the restart is asked for: that start, too, begins the merge.
 		m.crash(t, l)
 		assert.True(t, done(t, restart))
+		m.underWay(t, l)
+		m.hurry(t)
 		performAll(t, merged)
 		assert.Equal(t, before, m.tree(t))
 		m.gone(t, l)
 	})
+}
+
+// underWay asserts that thick snapshots are being merged.
+func (m *guest) underWay(t *testing.T, l lvm) {
+	t.Helper()
+	for _, o := range l.origins() {
+		s, err := l.state(t.Context(), o)
+		require.NoError(t, err)
+		assert.True(t, s.merging && s.underWay && s.attached && !s.invalid, "%s: %+v", o.at(), s)
+	}
+	l.pending(t, false)
+}
+
+// inactive asserts that the snapshots are not active beside their origins.
+func (m *guest) inactive(t *testing.T, l lvm) {
+	t.Helper()
+	active := m.sh(t, "ls /dev/mapper; lvs -a --noheadings -o lv_name,lv_active | awk '$2 == \"active\" { print $1 }'")
+	for _, o := range l.origins() {
+		assert.NotContains(t, active, o.snapshot)
+		assert.NotContains(t, active, strings.ReplaceAll(o.snapshot, "-", "--"))
+	}
 }
 
 func operationNames(list []Operation) []string {
@@ -414,7 +510,9 @@ func (m *guest) crash(t *testing.T, l lvm) {
 	t.Helper()
 	before := m.sh(t, bootID)
 	_ = m.Run(t.Context(), "echo 1 >/proc/sys/kernel/sysrq; (sleep 0.5; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &")
-	require.NoError(t, answers(t.Context(), l.Ask, func(now string) bool { return now != before }))
+	restarted(t, func(ctx context.Context) error {
+		return answers(ctx, l.Ask, func(now string) bool { return now != before })
+	})
 }
 
 // The same of thin volumes, whose snapshots share their pool.
@@ -440,6 +538,7 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 
 	t.Run("remove", func(t *testing.T) {
 		performAll(t, l.Take())
+		m.inactive(t, l)
 		part, full := l.fill(t)
 		assert.Equal(t, "thin/pool", part)
 		assert.Greater(t, full, 20.0)
@@ -447,10 +546,26 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 		m.gone(t, l)
 	})
 
+	t.Run("open", func(t *testing.T) {
+		performAll(t, l.Take()[:2])
+		o, fs := l.origins()[0], l.origins()[0].fileSystems[0]
+		lost := l
+		lost.Proof = "/var/lib/rancher/nothing"
+		require.Error(t, lost.run(t.Context(), "opening it", lost.open(o, fs)))
+		m.inactive(t, l)
+		// One that a cut left active is opened, and is inactive then.
+		m.sh(t, "lvchange -qq -ay -K "+o.at())
+		require.NoError(t, l.run(t.Context(), "opening it", l.open(o, fs)))
+		m.inactive(t, l)
+		performAll(t, l.Remove())
+		m.gone(t, l)
+	})
+
 	for _, power := range []string{"restart", "power failure"} {
-		t.Run("return by "+power, func(t *testing.T) {
+		ok := t.Run("return by "+power, func(t *testing.T) {
 			before := m.tree(t)
 			performAll(t, l.Take())
+			m.inactive(t, l)
 			_, empty := l.fill(t)
 			m.saying(t, "thin-taken", l)
 			m.change(t)
@@ -463,10 +578,12 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 			performAll(t, merges)
 			l := m.method(t, storage, "")
 			l.pending(t, true)
+			m.inactive(t, l)
 			m.saying(t, "thin-waiting", l)
 			assert.False(t, done(t, restart), "the host has not been restarted")
 			if power == "restart" {
-				performAll(t, []Operation{restart})
+				restarted(t, restart.Run)
+				assert.True(t, done(t, restart))
 			} else {
 				m.crash(t, l)
 				assert.True(t, done(t, restart))
@@ -477,6 +594,7 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 			m.gone(t, l)
 			performAll(t, l.Remove())
 		})
+		require.True(t, ok)
 	}
 }
 

@@ -131,6 +131,11 @@ func Up(ctx context.Context, name string, layout Layout, c cache.Cache, say func
 func (m *Machine) disk() string { return filepath.Join(m.StateDir, "disk.qcow2") }
 func (m *Machine) seed() string { return filepath.Join(m.StateDir, "seed.tar") }
 
+// slowMerges has the kernel merge thick snapshots as slowly as it can until the module's parameter says 100, as if
+// they were gigabytes. One of megabytes may end while the initial RAM disk runs: the process of LVM's that ends it
+// then waits for a udev that is gone, and holds the group's lock, so that the machine never comes up.
+const slowMerges = "dm_snapshot.snapshot_copy_throttle=0"
+
 // pidFile names qemu's process.
 const pidFile = "qemu.pid"
 
@@ -153,7 +158,7 @@ func (m *Machine) boot(ctx context.Context, from image) error {
 	// Debian's initial RAM disk is emptied while LVM may still write in it what it merged, which ends in a panic now and
 	// then; the machine starts again then, as one whose administrator looks after it does.
 	arguments := append(hardware(), "-name", "lab-vm-"+m.Name, "-daemonize", "-pidfile", filepath.Join(m.StateDir, pidFile),
-		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", "root="+m.Layout.device()+" rw console=ttyS0 net.ifnames=0 panic=5",
+		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", "root="+m.Layout.device()+" rw console=ttyS0 net.ifnames=0 panic=5 "+slowMerges,
 		"-serial", "file:"+m.Console, "-device", "virtio-rng-pci",
 		// The disk before the seed: the first is /dev/vda.
 		"-drive", "if=none,id=disk,cache=unsafe,format=qcow2,file="+m.disk(), "-device", "virtio-blk-pci,drive=disk,serial=disk",
