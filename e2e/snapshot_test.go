@@ -31,6 +31,7 @@ status) [ -e "$file" ] ;;
 restore)
 	[ ! -e "$file.slow" ] || sleep 300
 	docker exec "$container" bash -c 'cd /; find etc usr/local/bin var/lib/rancher var/lib/kubelet var/lib/k3s-dualstack -xdev -depth -mindepth 1 -delete 2>/dev/null; true'
+	sleep 12 # so that the run looks for its lock meanwhile
 	docker exec -i "$container" tar -C / --numeric-owner --xattrs --xattrs-include='*' --acls --overwrite -xpf - <"$file" || [ $? = 2 ] # files that the engine has mounted
 	docker restart "$container" >/dev/null
 	until docker exec "$container" systemctl is-active -q ssh; do sleep 0.2; done ;;

@@ -326,7 +326,7 @@ func (m *Migration) holdHost(ctx context.Context, journal *runner.Journal) (_ co
 			return taken
 		}
 		cancel(nil)
-		if err != nil && !errors.Is(err, remote.ErrConnectionLost) {
+		if err != nil && !errors.Is(err, remote.ErrConnectionLost) && !errors.Is(err, errLockAway) {
 			return errors.Join(came, fmt.Errorf("host %s: giving up the lock %s: %w", h.Name(), hostLock, err))
 		}
 		return came
@@ -398,6 +398,9 @@ fi
 	if !exited(err, notMine) {
 		return err
 	}
+	if out.Len() == 0 && m.Via == ViaSnapshot {
+		return errLockAway
+	}
 	taken := &TakenOverError{Host: h.Name()}
 	age, holder, _ := strings.Cut(out.String(), "\n")
 	var found, self hostHolder
@@ -416,6 +419,10 @@ fi
 	}
 	return taken
 }
+
+// errLockAway says that there is no lock while the host is returned to a snapshot, which may replace its files one by one:
+// nobody has taken it, and nothing is to be written between them.
+var errLockAway = errors.New("the lock on the host is away while that is returned to its snapshot")
 
 // hostJournal is the journal's copy on the host, from which another laptop can
 // take over.
