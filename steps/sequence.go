@@ -35,7 +35,7 @@ func (m *Migration) Sequence() []runner.Step {
 		{Name: "survey", Title: "Read host and cluster", Phase: look, ReadOnly: true, Actions: m.survey},
 		{Name: "preflight", Title: "Check that the migration may run", Phase: look, ReadOnly: true, Actions: m.preflight},
 
-		{Name: snapshotStep, Title: "Take a snapshot of the host", Phase: protect, Actions: m.takeSnapshot},
+		{Name: snapshotStep, Title: m.snapshotTitle(), Phase: protect, Actions: m.takeSnapshot},
 		{Name: "protect", Title: "Back up while the cluster runs", Phase: protect, Parallel: m.Plan.Spec.Backup.Volumes.Concurrency, Checkpoint: true, Actions: m.protect},
 		{Name: "gate", Title: "Prove the backup set", Phase: protect, ReadOnly: true, Actions: m.gate},
 

@@ -35,6 +35,18 @@ func (m *Migration) takesSnapshot() bool {
 	return s != nil && s.Method != plans.SnapshotNone
 }
 
+// snapshotTitle says in the plan, the status and the report what is taken, or why nothing is.
+func (m *Migration) snapshotTitle() string {
+	switch s := m.Plan.Spec.Snapshot; {
+	case s == nil:
+		return "Take no snapshot of the host"
+	case s.Method == plans.SnapshotNone:
+		return "Take no snapshot of the host: " + s.Reason
+	default:
+		return fmt.Sprintf("Take a snapshot of the host (%s)", s.Method)
+	}
+}
+
 // snapshotMethod is the plan's, nil where it takes none.
 func (m *Migration) snapshotMethod() snapshot.Method {
 	if !m.takesSnapshot() {
