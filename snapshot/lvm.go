@@ -324,7 +324,7 @@ func (l lvm) whole(ctx context.Context, origins ...origin) error {
 	return nil
 }
 
-// mergeMark notes on the host, until it is started anew, that the merge of a snapshot was accepted.
+// mergeMark notes on the host, until it is started anew, that the merge of a snapshot was asked for and not refused.
 func (o origin) mergeMark() string { return "/run/k3s-dualstack-merging-" + o.Group + "-" + o.snapshot }
 
 // accepted tells whether the merge was: the snapshot says so, or is gone for that reason alone.
@@ -360,7 +360,7 @@ func (l lvm) Return() []Operation {
 				if err := l.whole(ctx, origins[i:]...); err != nil {
 					return err
 				}
-				return l.run(ctx, "having the snapshot "+o.at()+" merged", restartMark+" && "+merge+" && touch "+remote.Quote(o.mergeMark()))
+				return l.run(ctx, "having the snapshot "+o.at()+" merged", fmt.Sprintf("%[1]s && touch %[2]s && %[3]s || { e=$?; rm -f %[2]s; exit $e; }", restartMark, remote.Quote(o.mergeMark()), merge))
 			},
 			Done: func(ctx context.Context) (bool, error) { return l.accepted(ctx, o) },
 		})
