@@ -28,7 +28,7 @@ func TestRestedBeforeTheUninstall(t *testing.T) {
 		p.sees(t, `PHASE 2 of 6: Protect[\s\S]*stops after seal[\s\S]*> `)
 		p.types(t, "s")
 		require.Zero(t, p.wait(t, time.Minute), "%s", &p.printed)
-		p.sees(t, "Stopped before step protect, as asked.\\s+The cluster runs as before.")
+		p.sees(t, "Stopped before step snapshot, as asked.\\s+The cluster runs as before.")
 
 		p = sit(t, bin("migrate"), "run", "-f", file, "--until", "seal")
 		p.sees(t, `PHASE 1 of 6: Look[\s\S]*> `)
