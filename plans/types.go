@@ -230,7 +230,7 @@ const (
 	ScalewayDedibox      ScalewayProduct = "dedibox"
 )
 
-// SnapshotCommands are programs with arguments, no shell is involved. Each can be run more than once.
+// SnapshotCommands are programs with arguments, no shell is involved. Each can be run more than once, and must bear an earlier attempt that still goes on: one on the laptop may have left something behind when migrate was killed.
 type SnapshotCommands struct {
 	// Where they run. Default "laptop".
 	On Place `json:"on,omitempty" jsonschema:"enum=laptop,enum=host,default=laptop"`
