@@ -7,8 +7,8 @@
 // beyond the paths that a rebuild touches.
 //
 // A return by snapshot brings back the whole of what it holds, so that it is offered only where
-// everything that the rebuild touches lies on it; then it lies on the root file system, too, and the
-// return ends with a reboot.
+// everything that the rebuild touches lies on it. Then the root file system is among that, so that a return on
+// the host's own disks ends with a restart, and one by a provider takes the host away meanwhile.
 package snapshot
 
 import (
