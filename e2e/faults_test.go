@@ -103,6 +103,12 @@ var oneByOne = []fault{
 	inPlan("K3s of another time", "k3s.version", "v1.21.1+k3s1", func(s object) { s["k3s"].(object)["version"] = "v1.21.1+k3s1" }),
 	inPlan("a downgrade", "k3s.downgrade", "v1.33.1+k3s1", func(s object) { s["k3s"].(object)["version"] = "v1.33.1+k3s1" }),
 	inPlan("a snapshot of logical volumes where there are none", "snapshot.method", "lies on a logical volume", func(s object) { s["snapshot"] = object{"method": "lvm"} }),
+	inPlan("a snapshot by a program that is not there", "plan.unready", `host e2e-check has no program "take-snapshot"`, func(s object) {
+		s["snapshot"] = object{"method": "command", "command": object{"on": "host", "create": []string{"take-snapshot"}, "status": []string{"true"}, "restore": []string{"true"}, "delete": []string{"true"}}}
+	}),
+	inPlan("a hook that is not there", "plan.unready", `spec.hooks[0].command[0]: hook tell: host e2e-check has no program "systemclt"`, func(s object) {
+		s["hooks"] = []object{{"name": "tell", "after": "start", "on": "host", "command": []string{"systemclt", "start", "postfix"}}}
+	}),
 	inPlan("no snapshot, for a reason", "", "", func(s object) { s["snapshot"] = object{"method": "none", "reason": "none can be taken"} }),
 	inPlan("a volume is left out", "volumes.excluded", "data/small-store-0", func(s object) {
 		s["backup"].(object)["volumes"] = object{"exclude": []string{"data/small-store-0"}}

@@ -62,7 +62,7 @@ func Check(p *plans.Plan, f *survey.Facts, laptop Laptop) []Finding {
 	for _, check := range []func(*plans.Plan, *survey.Facts, Laptop) []Finding{
 		role, health, stack, nodes, nodeName, datastore, scripts, dropIns, dataDir, token, envFiles, files, floor, sources, arguments, cni,
 		mounts, tools, clock, ipv6, routes, nodeIPs, lasting, overlap, masquerade, firewall, serviceRange, clusterDNS,
-		volumes, reclaim, work, images, certificates, reverted, names, openBao, hostSnapshot, space,
+		volumes, reclaim, work, images, certificates, reverted, names, openBao, hostSnapshot, unready, space,
 	} {
 		found = append(found, check(p, f, laptop)...)
 	}

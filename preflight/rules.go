@@ -50,6 +50,7 @@ var rules = map[string]Rule{
 	"laptop.space":         {"The backup set is whole before anything is stopped.", "migrate", ""},
 	"host.space":           {"Indexes and the old K3s lie on the host while the cluster is rebuilt.", "migrate", ""},
 	DriftID:                {"The platform comes back from its manifests: what was changed or made in the cluster alone is lost with it.", "Kubernetes docs: Server-Side Apply, Field management", ""},
+	"plan.unready":         {"What the plan's hooks or its snapshot take and is missed later is missed in the downtime.", "migrate", cannotWork},
 	"snapshot.none":        {"With a snapshot of the host there is a second way back, which needs no backup set.", "migrate", ""},
 	"snapshot.method":      {"A snapshot that cannot be taken, or that would be lost while it is needed, is no way back.", "lvmthin(7), btrfs-subvolume(8), zfs-rollback(8)", cannotWork},
 	"snapshot.holds":       {"What a snapshot does not hold is not brought back by it.", "lvmthin(7), btrfs-subvolume(8), zfs-rollback(8)", ""},

@@ -46,3 +46,11 @@ func hostSnapshot(p *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
 	}
 	return out
 }
+
+// unready judges what hooks and snapshot take and the survey did not find.
+func unready(_ *plans.Plan, f *survey.Facts, _ Laptop) (out []Finding) {
+	for _, what := range f.Unready {
+		out = append(out, inhibit("plan.unready", "mend that, or take it out of the plan", "%s", what)...)
+	}
+	return out
+}

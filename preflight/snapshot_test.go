@@ -39,6 +39,9 @@ func (s *subject) datasets() *snapshot.Storage {
 }
 
 var snapshotTriggers = []trigger{
+	{"what the snapshot takes is not there", func(s *subject) {
+		s.facts.Unready = []string{"spec.snapshot.command.create[0]: host h has no program"}
+	}, []string{"plan.unready"}},
 	{"a snapshot could be taken, and the plan says nothing of one", func(s *subject) { s.logical(); s.plan.Spec.Snapshot = nil }, []string{"snapshot.none"}},
 	{"silent: none is wanted, for a reason", func(s *subject) {
 		s.logical()

@@ -72,48 +72,36 @@ func (m *Migration) hook(i int, step string) runner.Action {
 	return a
 }
 
-// hookPrograms looks for the programs of the host's hooks while nothing was changed, as loading the
-// plan does for the laptop's: one that is missed later is missed in the downtime.
-func (m *Migration) hookPrograms() []runner.Action {
-	var shown []string
+// hooksUnready are the programs of the host's hooks that are not there; loading the plan has looked for the laptop's.
+func (m *Migration) hooksUnready(ctx context.Context) (missing []string, err error) {
 	script := "cd /\n"
+	asked := false
 	for i, h := range m.Plan.Spec.Hooks {
 		if h.On == plans.OnHost {
-			look := "command -v " + remote.Quote(h.Command[0])
-			if !slices.Contains(shown, look) {
-				shown = append(shown, look)
-			}
-			script += fmt.Sprintf("%s >/dev/null || echo %d\n", look, i)
+			asked = true
+			script += fmt.Sprintf("command -v %s >/dev/null || echo %d\n", remote.Quote(h.Command[0]), i)
 		}
 	}
-	if len(shown) == 0 {
-		return nil
+	if !asked {
+		return nil, nil
 	}
-	return []runner.Action{{
-		Name: "hooks", Target: m.onHost(),
-		Summary: "Look for the programs of its hooks",
-		Command: strings.Join(shown, "; "),
-		Run: func(ctx context.Context) (any, error) {
-			h, err := m.Host(ctx)
-			if err != nil {
-				return nil, err
-			}
-			out, err := h.Output(ctx, script)
-			if err != nil {
-				return nil, fmt.Errorf("host %s: looking for the programs of its hooks: %w", h.Name(), err)
-			}
-			var missing []error
-			for line := range strings.FieldsSeq(out) {
-				i, err := strconv.Atoi(line)
-				if err != nil || i < 0 || i >= len(m.Plan.Spec.Hooks) {
-					return nil, fmt.Errorf("host %s: looking for the programs of its hooks: it says %q", h.Name(), out)
-				}
-				missing = append(missing, fmt.Errorf("spec.hooks[%d].command[0], hook %s: host %s has no program %q; install it there, or write its path",
-					i, m.Plan.Spec.Hooks[i].Name, h.Name(), m.Plan.Spec.Hooks[i].Command[0]))
-			}
-			return nil, errors.Join(missing...)
-		},
-	}}
+	h, err := m.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out, err := h.Output(ctx, script)
+	if err != nil {
+		return nil, fmt.Errorf("host %s: looking for the programs of its hooks: %w", h.Name(), err)
+	}
+	for line := range strings.FieldsSeq(out) {
+		i, err := strconv.Atoi(line)
+		if err != nil || i < 0 || i >= len(m.Plan.Spec.Hooks) {
+			return nil, fmt.Errorf("host %s: looking for the programs of its hooks: it says %q", h.Name(), out)
+		}
+		hook := m.Plan.Spec.Hooks[i]
+		missing = append(missing, fmt.Sprintf("spec.hooks[%d].command[0]: hook %s: host %s has no program %q; install it there, or write its path", i, hook.Name, h.Name(), hook.Command[0]))
+	}
+	return missing, nil
 }
 
 // apiUp tells whether there is a cluster to speak to where the hook stands.

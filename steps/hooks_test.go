@@ -47,9 +47,6 @@ func TestHooksSurroundEveryStep(t *testing.T) {
 					plans.Hook{Name: "early-" + name, Before: step, On: plans.OnLaptop, Command: []string{"true"}})
 			}
 		})
-		if step == "preflight" {
-			bare = slices.Insert(bare, 1, "hooks") // looks for their programs
-		}
 		want := slices.Concat([]string{"hook early-a", "hook early-b"}, bare, []string{"hook late-a", "hook late-b"})
 		assert.Equal(t, want, actionNames(t, m, string(step)), step)
 		for _, s := range preview(t, m) {
@@ -261,17 +258,18 @@ func TestHookProgramsAreLookedForFirst(t *testing.T) {
 		plans.Hook{Name: "there", After: "start", Command: sh("true")},
 		plans.Hook{Name: "typo", After: "start", Command: []string{"systemclt", "start", "postfix"}},
 		plans.Hook{Name: "path", After: "start", Command: []string{"/opt/my shop/tell"}})
-	programs := h.hookPrograms()
-	require.Len(t, programs, 1)
-	require.Equal(t, "command -v sh; command -v systemclt; command -v '/opt/my shop/tell'", programs[0].Command)
-	_, err := programs[0].Run(t.Context())
-	require.EqualError(t, err, `spec.hooks[1].command[0], hook typo: host host has no program "systemclt"; install it there, or write its path
-spec.hooks[2].command[0], hook path: host host has no program "/opt/my shop/tell"; install it there, or write its path`)
-	h.Plan.Spec.Hooks = h.Plan.Spec.Hooks[:1]
-	_, err = h.hookPrograms()[0].Run(t.Context())
+	missing, err := h.hooksUnready(t.Context())
 	require.NoError(t, err)
-	h.Plan.Spec.Hooks = nil
-	require.Empty(t, h.hookPrograms())
+	require.Equal(t, []string{
+		`spec.hooks[1].command[0]: hook typo: host host has no program "systemclt"; install it there, or write its path`,
+		`spec.hooks[2].command[0]: hook path: host host has no program "/opt/my shop/tell"; install it there, or write its path`,
+	}, missing)
+	for _, hooks := range [][]plans.Hook{h.Plan.Spec.Hooks[:1], nil} {
+		h.Plan.Spec.Hooks = hooks
+		missing, err = h.hooksUnready(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, missing)
+	}
 }
 
 func TestHostHookThatTakesTooLong(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"sunbeam.pt/k3s-dualstack/remote"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/snapshot"
+	"sunbeam.pt/k3s-dualstack/survey"
 )
 
 // ViaSnapshot names the way back by the host's snapshot, ViaBackup that by the steps' own undo
@@ -48,14 +49,17 @@ func (m *Migration) snapshotTitle() string {
 }
 
 // snapshotMethod is the plan's, nil where it takes none.
-func (m *Migration) snapshotMethod() snapshot.Method {
+func (m *Migration) snapshotMethod() snapshot.Method { return m.snapshotOf(m.Facts) }
+
+// snapshotOf is the plan's method for a host of which the facts are.
+func (m *Migration) snapshotOf(facts *survey.Facts) snapshot.Method {
 	if !m.takesSnapshot() {
 		return nil
 	}
 	return snapshot.New(snapshot.Ask{
 		Host: m.Host, Job: m.snapshotJob, Here: m.snapshotHere,
-		Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: m.Facts.Host.Storage,
-		Proof:        path.Join(m.Facts.K3s.ServerDir(), "token"),
+		Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: facts.Host.Storage,
+		Proof:        path.Join(facts.K3s.ServerDir(), "token"),
 		DestroyNewer: m.DestroyNewer, Progress: m.Progress,
 		Server: m.Plan.Server(), Encryption: m.Plan.Spec.Backup.Encryption, Passphrase: m.Ask,
 	})
@@ -173,17 +177,26 @@ func (m *Migration) removeSnapshot() []runner.Action {
 	return nil
 }
 
-// snapshotReady looks, while nothing was changed, for what a snapshot takes beyond the host's own disks.
-func (m *Migration) snapshotReady() []runner.Action {
-	method := m.snapshotMethod()
-	if method == nil || m.Plan.Spec.Snapshot.Method.OnItsDisks() {
-		return nil
+// snapshotUnready is what the snapshot takes beyond the host's own disks and is not there.
+func (m *Migration) snapshotUnready(ctx context.Context, facts *survey.Facts) ([]string, error) {
+	method := m.snapshotOf(facts)
+	if method == nil || len(method.Problems()) > 0 {
+		return nil, nil
 	}
-	return []runner.Action{{
-		Name: "snapshot", Target: m.onLaptop(),
-		Summary: "Look whether what the snapshot takes is there (" + string(m.Plan.Spec.Snapshot.Method) + ")",
-		Run:     func(ctx context.Context) (any, error) { return nil, method.Ready(ctx) },
-	}}
+	err := method.Ready(ctx)
+	switch {
+	case err == nil:
+		return nil, nil
+	case ctx.Err() != nil || errors.Is(err, remote.ErrConnectionLost):
+		return nil, err
+	}
+	unready := strings.Split(err.Error(), "\n") // of programs, each has a line
+	for i, u := range unready {
+		if !strings.HasPrefix(u, "spec.") {
+			unready[i] = "spec.snapshot: " + u
+		}
+	}
+	return unready, nil
 }
 
 // reach makes the host answer again where an operation of the snapshot that was cut off has taken it away.

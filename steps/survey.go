@@ -15,7 +15,7 @@ import (
 func (m *Migration) survey(context.Context) ([]runner.Action, error) {
 	return []runner.Action{{
 		Name: "facts", Target: m.onHost(),
-		Summary: "Read K3s's installation, the network, the cluster and its volumes",
+		Summary: "Read K3s's installation, the network, the cluster and its volumes, and whether what hooks and snapshot take is there",
 		Command: "systemctl cat k3s; k3s --version; ip addr; ip route; k3s kubectl get nodes,pv,pvc,svc -A",
 		Run: func(ctx context.Context) (any, error) {
 			return m.takeFacts(ctx)
@@ -23,8 +23,9 @@ func (m *Migration) survey(context.Context) ([]runner.Action, error) {
 	}}, nil
 }
 
-// SurveyAll is [Migration.Survey] with the plan's hostnames as the laptop sees them, and
-// what the connection carries.
+// SurveyAll is [Migration.Survey] with the plan's hostnames as the laptop sees them, what
+// the connection carries, and what hooks and snapshot take: what is missed later is missed in
+// the downtime.
 func (m *Migration) SurveyAll(ctx context.Context) (*survey.Facts, error) {
 	names := make(chan []survey.Name, 1)
 	go func() { names <- survey.Laptop{}.Names(ctx, m.Plan.Spec.Verify.Hostnames) }()
@@ -40,7 +41,12 @@ func (m *Migration) SurveyAll(ctx context.Context) (*survey.Facts, error) {
 	if facts.Rates, err = survey.MeasureRates(ctx, h); err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.Name(), err)
 	}
-	return facts, nil
+	if facts.Unready, err = m.hooksUnready(ctx); err != nil {
+		return nil, err
+	}
+	unready, err := m.snapshotUnready(ctx, facts)
+	facts.Unready = append(facts.Unready, unready...)
+	return facts, err
 }
 
 func (m *Migration) takeFacts(ctx context.Context) (any, error) {
@@ -114,5 +120,5 @@ func (m *Migration) preflight(context.Context) ([]runner.Action, error) {
 			return judged{m.Findings}, err
 		},
 	}}
-	return slices.Concat(actions, m.hookPrograms(), m.snapshotReady(), m.source()), nil
+	return slices.Concat(actions, m.source()), nil
 }

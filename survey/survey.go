@@ -46,6 +46,9 @@ type Facts struct {
 	Names []Name `json:"names,omitempty"`
 	// Rates are those of the connection, for estimates.
 	Rates Rates `json:"rates,omitzero"`
+	// Unready are programs, services and servers that the plan's hooks and its snapshot take and that were not
+	// found: each the plan's field, what was seen, and what to do about it.
+	Unready []string `json:"unready,omitempty"`
 }
 
 // Host is the machine.
