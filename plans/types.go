@@ -186,7 +186,7 @@ type Snapshot struct {
 	Method SnapshotMethod `json:"method" jsonschema:"enum=none,enum=lvm,enum=btrfs,enum=zfs,enum=scaleway,enum=command"`
 	// With method none: why there is none. The journal keeps it.
 	Reason string `json:"reason,omitempty"`
-	// With method lvm: room for what is overwritten meanwhile, for each logical volume that is not thin, as in "20Gi". Default: twice what the rebuild is expected to write, or half of what the volume group has free, whichever is more.
+	// With method lvm: room for what is overwritten meanwhile, for each logical volume that is not thin, as in "20Gi". Default: twice what the rebuild is expected to write, or a share of half of what the volume group has free, whichever is more.
 	Size string `json:"size,omitempty"`
 	// Whether it stays when the migration is complete. Default: it is removed then.
 	Keep bool `json:"keep,omitempty"`

@@ -65,7 +65,7 @@ var snapshotTriggers = []trigger{
 	}, []string{"snapshot.checkpoint"}},
 	{"a snapshot of an earlier run is there", func(s *subject) {
 		t := s.logical()
-		t.Logical = append(t.Logical, snapshot.LogicalVolume{Group: "vg", Name: "root-before-" + s.plan.Metadata.Name, Origin: "root", Type: "linear"})
+		t.Logical = append(t.Logical, snapshot.LogicalVolume{Group: "vg", Name: "root-before-" + s.plan.Metadata.Name, Type: "linear"})
 	}, []string{"snapshot.method"}},
 	{"no logical volume", func(s *subject) { s.logical().Logical = nil }, []string{"snapshot.method"}},
 	{"logical volumes, and no lvm2", func(s *subject) {

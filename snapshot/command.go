@@ -88,7 +88,9 @@ func (c command) status(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = h.Run(ctx, "cd / && exec "+remote.Quote(argv...))
+	said := remote.NewGate(c.Output)
+	err = h.Run(ctx, "cd / && exec "+remote.Quote(argv...), remote.Stdout(said), remote.Stderr(said))
+	said.Close()
 	var exit *remote.ExitError
 	if errors.As(err, &exit) { // without what it printed
 		err = &remote.ExitError{Code: exit.Code, Signal: exit.Signal}
@@ -126,15 +128,8 @@ func (c command) Return() []Operation {
 	p := c.Plan.Command
 	restore := c.operation("restore", p.Restore, "Return to the snapshot with the plan's own command, and wait until the host answers")
 	restore.Run = func(ctx context.Context) error {
-		h, err := c.Host(ctx)
-		if err != nil {
-			return err
-		}
-		before, err := h.Output(ctx, bootID)
-		if err != nil {
-			return failed(h, "reading its boot id", err)
-		}
-		err = c.perform(ctx, program{"restore", p.Restore})
+		before := c.bootID(ctx)
+		err := c.perform(ctx, program{"restore", p.Restore})
 		if errors.Is(err, remote.ErrJobLost) || errors.Is(err, remote.ErrNoJob) || errors.Is(err, remote.ErrConnectionLost) {
 			// The restart that the command brings about ends it, too. Nothing else may.
 			return answers(ctx, c.Ask, func(now string) bool { return now != before })
@@ -149,4 +144,22 @@ func (c command) Return() []Operation {
 
 func (c command) Remove() []Operation {
 	return []Operation{c.operation("delete", c.Plan.Command.Delete, "Remove the snapshot with the plan's own command")}
+}
+
+// Reach runs the program again that was cut off while it had the host away, which only one on the laptop can have.
+func (c command) Reach(ctx context.Context, cut string) error {
+	p := program{"create", c.Plan.Command.Create}
+	switch {
+	case c.place() != OnLaptop || c.bootID(ctx) != "":
+		return nil
+	case cut == "restore":
+		p = program{"restore", c.Plan.Command.Restore}
+	case cut != "create":
+		return nil
+	}
+	fmt.Fprintf(c.Progress.Writer(), "   note: host %s does not answer, and spec.snapshot.command.%s was cut off: it is run again\n", c.Server.Name, p.name)
+	if err := c.perform(ctx, p); err != nil {
+		return err
+	}
+	return answers(ctx, c.Ask, func(string) bool { return true })
 }

@@ -45,21 +45,27 @@ func (l lvm) origins() []origin {
 	}
 	slices.SortFunc(out, func(a, b origin) int { return strings.Compare(a.path(), b.path()) })
 	asked, _ := l.Plan.SizeBytes() // valid since the plan was read
-	for i := range out {
-		if !out[i].Thin() {
-			out[i].size = l.extents(out[i], asked)
+	thick := map[string]int64{}
+	for _, o := range out {
+		if !o.Thin() {
+			thick[o.Group]++
+		}
+	}
+	for i, o := range out {
+		if !o.Thin() {
+			out[i].size = l.extents(o, asked, thick[o.Group])
 		}
 	}
 	return out
 }
 
-// extents is the size of a thick volume's snapshot, in whole extents: as the plan says, otherwise as proposed; never more
-// than the volume with what LVM itself needs.
-func (l lvm) extents(o origin, asked int64) int64 {
+// extents is the size of a thick volume's snapshot, in whole extents: as the plan says, otherwise as proposed for one of
+// so many in the group; never more than the volume with what LVM itself needs.
+func (l lvm) extents(o origin, asked, many int64) int64 {
 	extent := max(l.Storage.group(o.Group).Extent, 4<<20)
 	size := asked
 	if size == 0 {
-		size = l.proposed(o.Group)
+		size = l.proposed(o.Group, many)
 	}
 	size = min(size, o.Size+o.Size/50+extent)
 	return (size + extent - 1) / extent * extent
@@ -69,10 +75,10 @@ func (l lvm) extents(o origin, asked int64) int64 {
 const spareWrites = 2 << 30
 
 // proposed is the room that a snapshot of a volume in the group gets: twice what the rebuild is expected to write, since
-// blocks are kept where they are overwritten and where they are freed and filled anew; up to half of what the group has
-// left, where that is more. Which of several volumes is written to cannot be told: each gets as much.
-func (l lvm) proposed(group string) int64 {
-	return max(2*l.Storage.Writes+spareWrites, l.Storage.group(group).Free/2)
+// blocks are kept where they are overwritten and where they are freed and filled anew; or its share of half of what the
+// group has left, where that is more. Which of several volumes is written to cannot be told: each gets as much.
+func (l lvm) proposed(group string, many int64) int64 {
+	return max(2*l.Storage.Writes+spareWrites, l.Storage.group(group).Free/2/many)
 }
 
 // size is spec.snapshot.size as proposed, "" where all volumes are thin.
@@ -147,26 +153,59 @@ func (o origin) create() string {
 	return fmt.Sprintf("lvcreate --yes --snapshot --size %db --name %s", o.size, remote.Quote(o.snapshot, o.path()))
 }
 
+// Take makes the snapshots of all volumes in one operation, all or none: a return to some of today and some of yesterday
+// would be to no state that the host ever had.
 func (l lvm) Take() []Operation {
-	var out []Operation
-	for _, o := range l.origins() {
+	origins := l.origins()
+	if len(origins) == 0 {
+		return nil
+	}
+	var commands, volumes []string
+	for _, o := range origins {
 		what := bytes(o.size) + " for what is overwritten"
 		if o.Thin() {
 			what = "in the pool " + o.Pool
 		}
-		out = append(out, Operation{
-			Name: "snapshot " + o.path(), Place: OnHost, Command: o.create(),
-			Summary: fmt.Sprintf("Take a snapshot of the logical volume %s (%s)", o.path(), what),
-			Run: func(ctx context.Context) error {
-				return l.run(ctx, "taking a snapshot of "+o.path(), "sync && "+o.create())
-			},
-			Done: func(ctx context.Context) (bool, error) {
-				s, err := l.state(ctx, o)
-				return s.there, err
-			},
-		})
+		commands, volumes = append(commands, o.create()), append(volumes, fmt.Sprintf("%s (%s)", o.path(), what))
 	}
-	for _, o := range l.origins() {
+	there := func(ctx context.Context) (some []origin, err error) {
+		for _, o := range origins {
+			s, err := l.state(ctx, o)
+			if err != nil {
+				return nil, err
+			}
+			if s.there {
+				some = append(some, o)
+			}
+		}
+		return some, nil
+	}
+	out := []Operation{{
+		Name: "snapshot", Place: OnHost, Command: strings.Join(commands, " && "),
+		Summary: "Take a snapshot of each logical volume, all or none: " + strings.Join(volumes, ", "),
+		Run: func(ctx context.Context) error {
+			// What preflight did not find is of an attempt that was cut off.
+			some, err := there(ctx)
+			if err != nil {
+				return err
+			}
+			script := "set -e\nsync\n"
+			for _, o := range some {
+				script += "lvremove --yes " + remote.Quote(o.at()) + "\n"
+			}
+			undo := ""
+			for _, o := range origins {
+				script += fmt.Sprintf("%s || { e=$?; %sexit $e; }\n", o.create(), undo)
+				undo += "lvremove --yes " + remote.Quote(o.at()) + " >&2 || true; "
+			}
+			return l.run(ctx, "taking snapshots of logical volumes", script)
+		},
+		Done: func(ctx context.Context) (bool, error) {
+			some, err := there(ctx)
+			return len(some) == len(origins), err
+		},
+	}}
+	for _, o := range origins {
 		for _, fs := range o.fileSystems {
 			if !below(l.Proof, fs.Target) || l.deeper(fs) {
 				continue
@@ -314,14 +353,23 @@ func (l lvm) whole(ctx context.Context, origins ...origin) error {
 		case err != nil:
 			return err
 		case !s.there:
-			return fmt.Errorf("there is no snapshot %s on the host: %s", o.at(), otherwise)
+			return fmt.Errorf("there is no snapshot %s on the host: %s", o.at(), l.otherwise(ctx))
 		case s.invalid:
-			return fmt.Errorf("the snapshot %s has overflown and holds nothing any more: %s", o.at(), otherwise)
+			return fmt.Errorf("the snapshot %s has overflown and holds nothing any more: %s", o.at(), l.otherwise(ctx))
 		case !o.Thin() && !s.merging && s.full > fullReturn:
 			return fmt.Errorf("the snapshot %s is full to %.0f %%, and may overflow before the host is restarted: give it room (`lvextend --size +1G %s`), then repeat the command", o.at(), s.full, o.at())
 		}
 	}
 	return nil
+}
+
+// otherwise is what is left when a snapshot is lost: merges of others may wait for a start of the host.
+func (l lvm) otherwise(ctx context.Context) string {
+	pending, err := l.Pending(ctx)
+	if err != nil || pending == "" {
+		return otherwise
+	}
+	return pending + ": restart the host, then `migrate rollback --via backup` brings the old cluster back from the backup set"
 }
 
 // mergeMark notes on the host, until it is started anew, that the merge of a snapshot was asked for and not refused.

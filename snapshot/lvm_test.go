@@ -78,8 +78,7 @@ func TestLVMOperations(t *testing.T) {
 		back    []string
 	}{
 		{"thick", []string{
-			"lvcreate --yes --snapshot --size 218103808b --name rancher-before-trial thick/rancher",
-			"lvcreate --yes --snapshot --size 968884224b --name root-before-trial thick/root",
+			"lvcreate --yes --snapshot --size 218103808b --name rancher-before-trial thick/rancher && lvcreate --yes --snapshot --size 968884224b --name root-before-trial thick/root",
 			"unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thick/rancher-before-trial /run/k3s-dualstack-snapshot && test -e /run/k3s-dualstack-snapshot/k3s/server/token'",
 		}, []string{
 			"lvs -o +lv_snapshot_invalid thick",
@@ -90,8 +89,7 @@ func TestLVMOperations(t *testing.T) {
 			"lvs -a -o name,data_percent,lv_merging thick",
 		}},
 		{"thin", []string{
-			"lvcreate --yes --snapshot --name rancher-before-trial thin/rancher",
-			"lvcreate --yes --snapshot --name root-before-trial thin/root",
+			"lvcreate --yes --snapshot --name rancher-before-trial thin/rancher && lvcreate --yes --snapshot --name root-before-trial thin/root",
 			"lvchange --yes -ay -K thin/rancher-before-trial && { e=0; unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thin/rancher-before-trial /run/k3s-dualstack-snapshot && test -e /run/k3s-dualstack-snapshot/k3s/server/token' || e=$?; lvchange -an thin/rancher-before-trial && exit $e; }",
 		}, []string{
 			"lvs -o +lv_snapshot_invalid thin",
@@ -115,6 +113,36 @@ func TestLVMOperations(t *testing.T) {
 			assert.Empty(t, l.Outside())
 		})
 	}
+}
+
+// Several volumes share what the group has left.
+func TestLVMProposedSizes(t *testing.T) {
+	volumes := []string{"a", "b", "c"}
+	s := Storage{Groups: []VolumeGroup{{Name: "vg", Free: 25599 * 4 << 20, Extent: 4 << 20}}, Writes: 1 << 30}
+	for i, name := range volumes {
+		device := fmt.Sprint("253:", i)
+		s.FileSystems = append(s.FileSystems, FileSystem{Target: "/" + name, Type: "ext4", Device: device, Paths: []string{"/" + name}})
+		s.Logical = append(s.Logical, LogicalVolume{Group: "vg", Name: name, Device: device, Size: 200 << 30, Type: "linear"})
+	}
+	l := New(Ask{Plan: &plans.Snapshot{Method: plans.SnapshotLVM}, Name: "trial", Storage: s}).(lvm)
+	require.Empty(t, l.Problems())
+	var all int64
+	for _, o := range l.origins() {
+		assert.Zero(t, o.size%(4<<20))
+		all += o.size
+	}
+	assert.InDelta(t, s.Groups[0].Free/2, all, 12<<20)
+	assert.Equal(t, plans.SnapshotLVM, Proposed(s).Method)
+
+	// What is expected to be written goes before the share.
+	l.Storage.Writes = 14 << 30
+	for _, o := range l.origins() {
+		assert.EqualValues(t, 30<<30, o.size)
+	}
+	require.Empty(t, l.Problems())
+	l.Storage.Writes = 20 << 30
+	require.Len(t, l.Problems(), 1)
+	assert.Equal(t, "size", l.Problems()[0].Field)
 }
 
 func TestLVMState(t *testing.T) {

@@ -54,13 +54,21 @@ func (a Ask) reboot(ctx context.Context) error {
 
 const bootID = "cat /proc/sys/kernel/random/boot_id"
 
-// answers waits until the host answers with a boot id that is the right one.
-func answers(ctx context.Context, a Ask, right func(bootID string) bool) error {
+// bootID is the host's, "" where it does not answer.
+func (a Ask) bootID(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, rebootAsk)
+	defer cancel()
 	h, err := a.Host(ctx)
 	if err != nil {
-		return err
+		return ""
 	}
-	t := a.Progress.Wait("Waiting for host " + h.Name() + " to start again")
+	id, _ := h.Output(ctx, bootID)
+	return id
+}
+
+// answers waits until the host answers with a boot id that is the right one. It may be away from the beginning.
+func answers(ctx context.Context, a Ask, right func(bootID string) bool) error {
+	t := a.Progress.Wait("Waiting for the host to start and to answer")
 	defer t.Done()
 	deadline := time.Now().Add(rebootDeadline)
 	for {
@@ -70,7 +78,7 @@ func answers(ctx context.Context, a Ask, right func(bootID string) bool) error {
 		case <-time.After(rebootStep):
 		}
 		look, cancel := context.WithTimeout(ctx, rebootAsk)
-		now, err := h.Output(look, bootID)
+		now, err := a.output(look, "reading its boot id", bootID)
 		cancel()
 		switch {
 		case err == nil && right(now):
@@ -78,9 +86,9 @@ func answers(ctx context.Context, a Ask, right func(bootID string) bool) error {
 		case time.Now().Before(deadline):
 			continue
 		case err == nil:
-			return fmt.Errorf("host %s: it was told to restart and has not done so for %s: restart it by hand, then repeat the command", h.Name(), rebootDeadline)
+			return fmt.Errorf("host %s: it was told to restart and has not done so for %s: restart it by hand, then repeat the command", a.Server.Name, rebootDeadline)
 		default:
-			return fmt.Errorf("host %s: it was restarted and does not answer after %s: look at its console, power it off and on where it hangs or has panicked, which loses nothing, then repeat the command: %w", h.Name(), rebootDeadline, err)
+			return fmt.Errorf("host %s: it was restarted and does not answer after %s: look at its console, power it off and on where it hangs or has panicked, which loses nothing, then repeat the command: %w", a.Server.Name, rebootDeadline, err)
 		}
 	}
 }

@@ -412,18 +412,6 @@ func (s *scaleway) number() uint64 {
 	return n
 }
 
-// bootID is the host's, "" where it does not answer.
-func (s *scaleway) bootID(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, rebootAsk)
-	defer cancel()
-	h, err := s.Host(ctx)
-	if err != nil {
-		return ""
-	}
-	id, _ := h.Output(ctx, bootID)
-	return id
-}
-
 // answers waits until the host's own system, which has the host key that is known, answers with another boot id than before.
 func (s *scaleway) answers(ctx context.Context, before, next string) error {
 	return s.until(ctx, "Waiting for the host to start and to answer", s.pace.start, next, func(ctx context.Context, _ *scw.Client) (bool, string, error) {

@@ -14,6 +14,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strings"
@@ -108,6 +109,8 @@ type Ask struct {
 	Job func(ctx context.Context, name, label, script string) error
 	// Here runs a program on the laptop.
 	Here func(ctx context.Context, command []string) error
+	// Output gets what the plan's own programs print.
+	Output io.Writer
 	// Plan is the plan's snapshot section, Name what the plan is called, which snapshots carry.
 	Plan *plans.Snapshot
 	Name string

@@ -46,7 +46,6 @@ type LogicalVolume struct {
 	Size   int64  `json:"size"`
 	Type   string `json:"type"`           // segment type: linear, thin, thin-pool, …
 	Pool   string `json:"pool,omitempty"` // of a thin volume
-	Origin string `json:"origin,omitempty"`
 	// Data and Metadata are how full a pool or a snapshot is, in per cent; negative when unknown.
 	Data     float64 `json:"data"`
 	Metadata float64 `json:"metadata"`
@@ -153,7 +152,7 @@ func parse(out string, paths []string) (s Storage, err error) {
 		for _, part := range r.Report {
 			for _, lv := range part.LV {
 				s.Logical = append(s.Logical, LogicalVolume{Group: lv["vg_name"], Name: strings.Trim(lv["lv_name"], "[]"), Size: whole(lv["lv_size"]), Type: lv["segtype"],
-					Pool: lv["pool_lv"], Origin: lv["origin"], Data: percent(lv["data_percent"]), Metadata: percent(lv["metadata_percent"]),
+					Pool: lv["pool_lv"], Data: percent(lv["data_percent"]), Metadata: percent(lv["metadata_percent"]),
 					Device: lv["lv_kernel_major"] + ":" + lv["lv_kernel_minor"]})
 			}
 			for _, vg := range part.VG {

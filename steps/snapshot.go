@@ -57,7 +57,7 @@ func (m *Migration) snapshotOf(facts *survey.Facts) snapshot.Method {
 		return nil
 	}
 	return snapshot.New(snapshot.Ask{
-		Host: m.Host, Job: m.snapshotJob, Here: m.snapshotHere,
+		Host: m.Host, Job: m.snapshotJob, Here: m.snapshotHere, Output: m.Output,
 		Plan: m.Plan.Spec.Snapshot, Name: m.Plan.Metadata.Name, Storage: facts.Host.Storage,
 		Proof:        path.Join(facts.K3s.ServerDir(), "token"),
 		DestroyNewer: m.DestroyNewer, Progress: m.Progress,

@@ -160,7 +160,7 @@ func TestOwnCommandsOfTheSnapshot(t *testing.T) {
 			m.Output = &shown
 			sh := func(script string) []string { return []string{"sh", "-c", script} }
 			m.Plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotCommand, Command: &plans.SnapshotCommands{
-				On: on, Create: sh("echo token s3cret; exit 9"), Status: sh("exit 1"), Restore: sh("true"), Delete: []string{"no-such-program"},
+				On: on, Create: sh("echo token s3cret; exit 9"), Status: sh("echo none is there; exit 1"), Restore: sh("true"), Delete: []string{"no-such-program"},
 			}}
 			m.Plan.Spec.Platform.Directory = t.TempDir()
 			reached(t, m, "preflight")
@@ -175,6 +175,8 @@ func TestOwnCommandsOfTheSnapshot(t *testing.T) {
 			err = take[1].Run(t.Context())
 			require.ErrorContains(t, err, "spec.snapshot.command.status: ")
 			assert.ErrorContains(t, err, "exit status 1")
+			assert.Contains(t, shown.String(), "none is there", "why is for the person to see")
+			assert.NotContains(t, err.Error(), "none is there")
 			require.NoError(t, method.Return()[1].Run(t.Context()), "what restarts nothing")
 			err = method.Ready(t.Context())
 			if on == plans.OnHost {

@@ -1,0 +1,73 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"sunbeam.pt/k3s-dualstack/internal/sshtest"
+	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/remote"
+)
+
+// A program of the laptop's that was cut off while it had the host away is run again, and only then.
+func TestOwnCommandsReachTheHost(t *testing.T) {
+	h := sshtest.Dial(t)
+	for _, tc := range []struct {
+		on   plans.Place
+		cut  string
+		away bool
+		want []string // programs that are run
+	}{
+		{plans.OnLaptop, "restore", true, []string{"restore"}},
+		{plans.OnLaptop, "create", true, []string{"create"}},
+		{plans.OnLaptop, "restore", false, nil},
+		{plans.OnLaptop, "status", true, nil},
+		{plans.OnHost, "restore", true, nil},
+	} {
+		t.Run(string(tc.on)+" "+tc.cut, func(t *testing.T) {
+			away := tc.away
+			var ran []string
+			c := New(Ask{
+				Host: func(context.Context) (*remote.Host, error) {
+					if away {
+						return nil, errors.New("no route to host")
+					}
+					return h, nil
+				},
+				Here: func(_ context.Context, argv []string) error {
+					ran, away = append(ran, argv[0]), false
+					return nil
+				},
+				Plan: &plans.Snapshot{Method: plans.SnapshotCommand, Command: &plans.SnapshotCommands{On: tc.on,
+					Create: []string{"create"}, Status: []string{"status"}, Restore: []string{"restore"}, Delete: []string{"delete"}}},
+			})
+			require.NoError(t, c.Reach(t.Context(), tc.cut))
+			assert.Equal(t, tc.want, ran)
+		})
+	}
+}
+
+// A return begins, too, where the host is away already.
+func TestOwnRestoreOfAHostThatIsAway(t *testing.T) {
+	h := sshtest.Dial(t)
+	away := true
+	c := New(Ask{
+		Host: func(context.Context) (*remote.Host, error) {
+			if away {
+				return nil, errors.New("no route to host")
+			}
+			return h, nil
+		},
+		Here: func(context.Context, []string) error {
+			away = false
+			return nil
+		},
+		Plan: &plans.Snapshot{Method: plans.SnapshotCommand, Command: &plans.SnapshotCommands{On: plans.OnLaptop, Restore: []string{"restore"}}},
+	})
+	require.NoError(t, c.Return()[1].Run(t.Context()))
+	assert.False(t, away)
+}
