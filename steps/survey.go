@@ -13,9 +13,13 @@ import (
 
 // survey takes the facts and keeps them for the whole run.
 func (m *Migration) survey(context.Context) ([]runner.Action, error) {
+	more := ""
+	if len(m.Plan.Spec.Hooks) > 0 || m.takesSnapshot() {
+		more = ", and whether what hooks and snapshot take is there"
+	}
 	return []runner.Action{{
 		Name: "facts", Target: m.onHost(),
-		Summary: "Read K3s's installation, the network, the cluster and its volumes, and whether what hooks and snapshot take is there",
+		Summary: "Read K3s's installation, the network, the cluster and its volumes" + more,
 		Command: "systemctl cat k3s; k3s --version; ip addr; ip route; k3s kubectl get nodes,pv,pvc,svc -A",
 		Run: func(ctx context.Context) (any, error) {
 			return m.takeFacts(ctx)
