@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,12 +33,16 @@ func TestFullDisks(t *testing.T) {
 		run := start(t, nil, bin("migrate"), "run", "-f", file, "--yes")
 		journal.await(t, run, 0, "protect/volume .*/intent")
 		filler := filepath.Join(small, "filler")
+		// It must not write meanwhile, nor be through before the disk is full.
+		require.NoError(t, run.Signal(syscall.SIGSTOP))
 		fill(t, filler, 20<<20)
+		require.NoError(t, run.Signal(syscall.SIGCONT))
 		require.Equal(t, 1, run.wait(t, time.Minute), "%s", &run.printed)
 		for _, want := range []string{"disk full", work, "needs", "bytes are free", "spec.workDir", goOn} {
 			assert.Contains(t, run.printed.String(), want)
 		}
 		assert.Equal(t, "active", l.on(t, "systemctl is-active k3s"), "the cluster runs")
+		fill(t, filler, 20<<20) // what the part of an artifact had
 		again := migrate(t, "run", "-f", file, "--yes")
 		require.Equal(t, 1, again.code, "nothing was freed: %s", again)
 		assert.Contains(t, again.stderr, "disk full")
@@ -70,15 +76,17 @@ func TestFullDisks(t *testing.T) {
 	assert.Zero(t, r.code, "%s", r)
 }
 
-// fill makes a file that takes what its file system has, but for so many bytes.
+// fill has a file take what its file system has left, but for so many bytes.
 func fill(t testing.TB, path string, leave int64) {
 	t.Helper()
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	require.NoError(t, err)
 	defer f.Close()
 	var st unix.Statfs_t
 	require.NoError(t, unix.Fstatfs(int(f.Fd()), &st))
-	size := int64(st.Bavail)*int64(st.Bsize) - leave
-	require.Positive(t, size)
-	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 0, size))
+	has, err := f.Seek(0, io.SeekEnd)
+	require.NoError(t, err)
+	if more := int64(st.Bavail)*int64(st.Bsize) - leave; more > 0 {
+		require.NoError(t, unix.Fallocate(int(f.Fd()), 0, has, more))
+	}
 }

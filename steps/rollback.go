@@ -212,6 +212,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if to != "" && !slices.Contains(Names(), to) {
 		return &UnknownStepError{Name: to}
 	}
+	defer m.tellFullDisk(&err)
 	lock, err := m.lockLaptop()
 	if err != nil {
 		return err

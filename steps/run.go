@@ -45,6 +45,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	if err := m.checkUntil(until); err != nil {
 		return err
 	}
+	defer m.tellFullDisk(&err)
 	lock, err := m.lockLaptop()
 	if err != nil {
 		return err
