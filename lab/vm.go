@@ -12,7 +12,7 @@ import (
 func machines(name *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "vm",
-		Short: "Virtual machines, for LVM and a real reboot; no K3s on them",
+		Short: "Virtual machines, for LVM, btrfs and a real reboot; no K3s on them",
 	}
 	c.AddCommand(vmBuild(), vmUp(name), vmDown(name), vmList(), vmSSH(name))
 	return c
@@ -60,7 +60,7 @@ func vmUp(name *string) *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&layout, "layout", string(vm.Thick), "what the root lies on: plain (the disk), thick (logical volumes) or thin (thin ones)")
+	c.Flags().StringVar(&layout, "layout", string(vm.Thick), "what the root lies on: plain (the disk), thick (logical volumes), thin (thin ones) or btrfs (subvolumes)")
 	c.Flags().StringVarP(&format, "output", "o", "text", "how to print: text or json")
 	return c
 }

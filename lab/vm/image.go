@@ -23,13 +23,13 @@ var sources embed.FS
 
 const (
 	emulator = "qemu-system-x86_64"
-	// rootSize is the plain disk's, and that of the logical volumes which make-lvm copies it to.
+	// rootSize is the plain disk's, and that of the logical volumes which make-disks copies it to.
 	rootSize = "900M"
-	// groupSize is that of a disk with a volume group: enough for the volumes and a snapshot of each.
-	groupSize = "3G"
-	// made is what make-lvm says last.
+	// diskSize is that of the disks which make-disks makes: enough for the volumes and a snapshot of each.
+	diskSize = "3G"
+	// made is what make-disks says last.
 	made = "lab: the disks are made"
-	// makeDeadline bounds the boot in which the disks are made; it takes 30 s on an idle machine.
+	// makeDeadline bounds the boot in which the disks are made; it takes a minute on an idle machine.
 	makeDeadline = 10 * time.Minute
 )
 
@@ -65,7 +65,7 @@ func ensure(ctx context.Context, c cache.Cache, say func(string, ...any)) (image
 	if err != nil {
 		return "", err
 	}
-	dir, err := c.Get("vm-image", cache.Key(append(texts, debian.Suite, rootSize, groupSize)...), func(dir string) error {
+	dir, err := c.Get("vm-image", cache.Key(append(texts, debian.Suite, rootSize, diskSize)...), func(dir string) error {
 		if runtime.GOARCH != "amd64" {
 			return fmt.Errorf("it is made with debootstrap for amd64, and this machine is %s; build the lab's cache on such a machine and share it (LAB_CACHE)", runtime.GOARCH)
 		}
@@ -110,20 +110,20 @@ func build(ctx context.Context, into image, say func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
-	say("virtual machine: a boot of it makes the disks with volume groups")
-	return makeGroups(ctx, into)
+	say("virtual machine: a boot of it makes the disks of the other layouts")
+	return makeDisks(ctx, into)
 }
 
-// makeGroups boots the plain disk once, with make-lvm as its init.
-func makeGroups(ctx context.Context, into image) error {
+// makeDisks boots the plain disk once, with make-disks as its init.
+func makeDisks(ctx context.Context, into image) error {
 	plain, _ := into.disk(Plain)
-	console := filepath.Join(string(into), "make-lvm.log")
+	console := filepath.Join(string(into), "make-disks.log")
 	arguments := append(hardware(), "-no-reboot", "-kernel", into.kernel(), "-initrd", into.initrd(),
-		"-append", "root=/dev/vda ro init=/usr/local/lib/lab/make-lvm console=ttyS0 panic=-1", "-serial", "file:"+console,
+		"-append", "root=/dev/vda ro init=/usr/local/lib/lab/make-disks console=ttyS0 panic=-1", "-serial", "file:"+console,
 		"-drive", "if=virtio,format=raw,file="+plain)
-	for _, layout := range []Layout{Thick, Thin} {
+	for _, layout := range []Layout{Thick, Thin, Btrfs} {
 		disk, format := into.disk(layout)
-		if err := debian.Run(ctx, "qemu-img", "create", "-q", "-f", format, disk, groupSize); err != nil {
+		if err := debian.Run(ctx, "qemu-img", "create", "-q", "-f", format, disk, diskSize); err != nil {
 			return err
 		}
 		arguments = append(arguments, "-drive", "if=virtio,cache=unsafe,format="+format+",file="+disk)
@@ -134,11 +134,11 @@ func makeGroups(ctx context.Context, into image) error {
 	said, readErr := os.ReadFile(console)
 	switch {
 	case err != nil:
-		return fmt.Errorf("making the disks with volume groups: %w; the console said: %s", err, engine.Tail(said))
+		return fmt.Errorf("making the disks of the other layouts: %w; the console said: %s", err, engine.Tail(said))
 	case readErr != nil:
-		return fmt.Errorf("making the disks with volume groups: %w", readErr)
+		return fmt.Errorf("making the disks of the other layouts: %w", readErr)
 	case !strings.Contains(string(said), made):
-		return fmt.Errorf("making the disks with volume groups failed; the console said: %s", engine.Tail(said))
+		return fmt.Errorf("making the disks of the other layouts failed; the console said: %s", engine.Tail(said))
 	}
 	return nil
 }

@@ -1,10 +1,10 @@
-// Package vm makes virtual machines for what a container cannot show: device mapper and a real reboot. A machine is
+// Package vm makes virtual machines for what a container cannot show: device mapper, a root on btrfs and a real reboot. A machine is
 // Debian under qemu's software emulation, with sshd behind a port of this machine's loopback, root's key and a known host key; its
 // disk is an overlay over one in the lab's cache, so that a machine is up in seconds on an idle computer and nothing that
 // is done in it lasts.
 //
-// What it is made of: packages and setup.sh (the system), root/ (laid over it), and root/usr/local/lib/lab/make-lvm, which
-// makes the disks with a root on LVM in a boot of its own.
+// What it is made of: packages and setup.sh (the system), root/ (laid over it), and root/usr/local/lib/lab/make-disks, which
+// makes the disks with a root on LVM or btrfs in a boot of its own.
 package vm
 
 import (
@@ -41,17 +41,21 @@ const (
 	Plain Layout = "plain" // the disk itself
 	Thick Layout = "thick" // logical volumes
 	Thin  Layout = "thin"  // thin logical volumes in one pool
+	Btrfs Layout = "btrfs" // subvolumes of one file system, mounted by their names; one more is nested in the root's
 )
 
 // Layouts are all there are.
-var Layouts = []Layout{Plain, Thick, Thin}
+var Layouts = []Layout{Plain, Thick, Thin, Btrfs}
 
-// device is the kernel's name of the root.
-func (l Layout) device() string {
-	if l == Plain {
-		return "/dev/vda"
+// root tells the kernel which file system that is.
+func (l Layout) root() string {
+	switch l {
+	case Plain:
+		return "root=/dev/vda"
+	case Btrfs:
+		return "root=/dev/vda rootflags=subvol=@"
 	}
-	return "/dev/mapper/" + string(l) + "-root"
+	return "root=/dev/mapper/" + string(l) + "-root"
 }
 
 // Machine describes one that is up: all that a test needs to log in.
@@ -158,7 +162,7 @@ func (m *Machine) boot(ctx context.Context, from image) error {
 	// Debian's initial RAM disk is emptied while LVM may still write in it what it merged, which ends in a panic now and
 	// then; the machine starts again then, as one whose administrator looks after it does.
 	arguments := append(hardware(), "-name", "lab-vm-"+m.Name, "-daemonize", "-pidfile", filepath.Join(m.StateDir, pidFile),
-		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", "root="+m.Layout.device()+" rw console=ttyS0 net.ifnames=0 panic=5 "+slowMerges,
+		"-kernel", from.kernel(), "-initrd", from.initrd(), "-append", m.Layout.root()+" rw console=ttyS0 net.ifnames=0 panic=5 "+slowMerges,
 		"-serial", "file:"+m.Console, "-device", "virtio-rng-pci",
 		// The disk before the seed: the first is /dev/vda.
 		"-drive", "if=none,id=disk,cache=unsafe,format=qcow2,file="+m.disk(), "-device", "virtio-blk-pci,drive=disk,serial=disk",

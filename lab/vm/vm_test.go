@@ -94,3 +94,17 @@ func TestDownEndsNoProcessButItsOwn(t *testing.T) {
 		}
 	}
 }
+
+// Of a root on btrfs the kernel is told the name, which a snapshot can take over, and never the number.
+func TestEveryLayoutHasARoot(t *testing.T) {
+	for layout, want := range map[Layout]string{
+		Plain: "root=/dev/vda",
+		Thick: "root=/dev/mapper/thick-root",
+		Thin:  "root=/dev/mapper/thin-root",
+		Btrfs: "root=/dev/vda rootflags=subvol=@",
+	} {
+		if got := layout.root(); got != want {
+			t.Errorf("%s: got %s, want %s", layout, got, want)
+		}
+	}
+}
