@@ -212,17 +212,32 @@ func (t topLevel) each(format string) string {
 // one fills in a subvolume's path (P), its snapshot's name (N), where it is seen (S), and, for one that is nested in another that is
 // held, that one's name (O) and the place in it (I).
 func (t topLevel) one(v Subvolume, format string) string {
-	var around Subvolume
-	for _, o := range t.held {
-		if o.Path != v.Path && below(v.Path, o.Path) && len(o.Path) > len(around.Path) {
-			around = o
-		}
-	}
 	name, place := "", ""
-	if around.Path != "" {
+	if around := t.around(v.Path); around.Path != "" {
 		name, place = around.name(), strings.TrimPrefix(v.Path, around.Path+"/")
 	}
 	return fmt.Sprintf("P=%s N=%s S=%s O=%s I=%s\n%s\n", remote.Quote(v.Path), remote.Quote(v.name()), remote.Quote(v.Seen), remote.Quote(name), remote.Quote(place), format)
+}
+
+// around is the subvolume held in which another lies, the innermost of them.
+func (t topLevel) around(nested string) (around Subvolume) {
+	for _, o := range t.held {
+		if o.Path != nested && below(nested, o.Path) && len(o.Path) > len(around.Path) {
+			around = o
+		}
+	}
+	return around
+}
+
+// inside are the subvolumes directly in one that is held.
+func (t topLevel) inside(v Subvolume) []string {
+	var out []string
+	for _, h := range t.held {
+		out = append(out, h.Path)
+	}
+	out = slices.DeleteFunc(append(out, t.nested...), func(p string) bool { return v.Path == "" || t.around(p).Path != v.Path })
+	slices.Sort(out)
+	return out
 }
 
 // names are the method's directories as the scripts know them: before, returning, replacing and replaced.
@@ -424,6 +439,9 @@ func (b btrfs) Return() []Operation {
 		for _, v := range t.held {
 			writable = append(writable, "btrfs subvolume snapshot "+remote.Quote(b.before()+"/"+v.name(), b.returning()+"/"+v.name()))
 			swap = append(swap, "mv -T "+remote.Quote(v.Path, b.replacing()+"/"+v.name()), "mv -T "+remote.Quote(b.returning()+"/"+v.name(), v.Path))
+			for _, n := range t.inside(v) {
+				swap = append(swap, "mv -T "+remote.Quote(b.replacing()+"/"+v.name()+strings.TrimPrefix(n, v.Path), n))
+			}
 		}
 		out = append(out, Operation{
 			Name: "prepare " + t.system, Place: OnHost, Command: t.byHand(writable...),
@@ -433,7 +451,7 @@ func (b btrfs) Return() []Operation {
 			},
 		})
 		kept = append(kept, Operation{
-			Name: "keep " + t.system, Place: OnHost, Command: t.byHand("mv -T " + remote.Quote(b.replacing(), b.replaced())),
+			Name: "keep " + t.system, Place: OnHost, Command: t.byHand("rmdir "+remote.Quote(b.returning()), "mv -T "+remote.Quote(b.replacing(), b.replaced())),
 			Summary: fmt.Sprintf("Keep what was replaced as %s, or with the next number at its end", b.replaced()),
 			Run: func(ctx context.Context) error {
 				return b.run(ctx, "keeping what was replaced", t.at(b.names()+swapAid+"settle"))
@@ -443,7 +461,7 @@ func (b btrfs) Return() []Operation {
 	}
 	// One operation, so that it is done for all of them without a start of the host between.
 	out = append(out, Operation{
-		Name: "swap", Place: OnHost, Command: strings.Join(swaps, "; cd /; umount /mnt; "), Run: b.swap,
+		Name: "swap", Place: OnHost, Command: strings.Join(swaps, " && "), Run: b.swap,
 		Summary: fmt.Sprintf("Put writable snapshots in the place of the subvolumes %s, from the host's next start; those nested in them go along", strings.Join(paths, ", ")),
 	})
 	return slices.Concat(out, kept, []Operation{b.restart(fmt.Sprintf("it mounts what took the subvolumes' place; what was replaced stays in %s* at the top level of %s until you delete it", b.replaced(), strings.Join(where, ", ")))})

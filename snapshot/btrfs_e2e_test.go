@@ -305,6 +305,29 @@ func TestBtrfsReturn(t *testing.T) {
 	d.returned(want, 2)
 }
 
+// Who types the commands gets the same, but for the default subvolume, of which only the host knows whether it is one of those.
+func TestBtrfsByHand(t *testing.T) {
+	d := newDisk(t)
+	want := tree(t, d.dir, "var/lib/machines")
+	b := d.method()
+	typed := func(list []Operation) {
+		t.Helper()
+		for _, o := range list {
+			sh(t, "%s", o.Command)
+		}
+	}
+	typed(b.Take())
+	d.rebuild(1)
+	list := b.Return()
+	typed(list[:len(list)-1])
+	d.top(`btrfs subvolume set-default "$(number @)" .`)
+	d.restart()
+	d.returned(want, 1)
+	assert.Equal(t, "new", d.top("cat migrate-replaced-shop/@/etc/conf"))
+	typed(b.Remove())
+	assert.NotContains(t, d.top("ls"), "before")
+}
+
 // Each change that the scripts make is the last before a kill -9 once. After it the return goes on, at once or after the host was
 // started anew, or another begins.
 func TestBtrfsCutOff(t *testing.T) {

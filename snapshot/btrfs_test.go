@@ -121,6 +121,15 @@ func TestBtrfsCommands(t *testing.T) {
 	assert.Contains(t, take[1].Command, "ls -d migrate-before-shop/@/var/lib/rancher/k3s/server/token")
 	var names []string
 	for _, o := range m.Return() {
+		if o.Name == "swap" {
+			assert.Contains(t, o.Command, "mkdir migrate-replacing-shop"+
+				" && mv -T @ migrate-replacing-shop/@ && mv -T migrate-return-shop/@ @"+
+				" && mv -T 'migrate-replacing-shop/@/srv vol' '@/srv vol'"+
+				" && mv -T migrate-replacing-shop/@/var/lib/machines @/var/lib/machines"+
+				" && mv -T migrate-replacing-shop/@/var/lib/rancher/k3s/images @/var/lib/rancher/k3s/images"+
+				" && mv -T '@/srv vol' 'migrate-replacing-shop/@%2Fsrv vol' && mv -T 'migrate-return-shop/@%2Fsrv vol' '@/srv vol'"+
+				" && mv -T @other migrate-replacing-shop/@other && mv -T migrate-return-shop/@other @other && cd /")
+		}
 		names = append(names, strings.ReplaceAll(o.Name, "UUID=c4abac7c-31f4-4dec-88b7-2c149065c498", "U"))
 		assert.NotEmpty(t, o.Command, o.Name)
 	}
