@@ -1,19 +1,15 @@
 //go:build vm
 
-// Tests of the LVM method in virtual machines that they boot themselves: `make e2e-snapshot`. They need bin/lab.
+// Tests of the LVM method in virtual machines.
 package snapshot
 
 import (
-	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -24,139 +20,6 @@ import (
 
 // update keeps what the machines say as testdata, for the unit tests.
 var update = flag.Bool("update", false, "rewrite testdata/lvm from the virtual machines' readings")
-
-// guest is a virtual machine of the lab.
-type guest struct {
-	*remote.Host
-	console string
-}
-
-// boot makes a virtual machine, which ends with the test. One that a killed test left makes way.
-func boot(t *testing.T, layout string) *guest {
-	t.Helper()
-	begun := time.Now()
-	name := "snapshot-" + layout
-	lab(t, "vm", "down", "--name", name)
-	t.Cleanup(func() { lab(t, "vm", "down", "--name", name) })
-	var vm struct {
-		Address, User, IdentityFile, KnownHosts, Console string
-		Port                                             int
-	}
-	require.NoError(t, json.Unmarshal(lab(t, "vm", "up", "--name", name, "--layout", layout, "-o", "json"), &vm))
-	h, err := remote.Dial(t.Context(), plans.Host{
-		Name: "vm", Role: plans.RoleServer, Address: vm.Address, Port: vm.Port, User: vm.User, SSHConfig: "none",
-		IdentityFiles: []string{vm.IdentityFile}, KnownHosts: []string{vm.KnownHosts},
-	})
-	require.NoError(t, err)
-	t.Logf("the machine %s was up after %s", name, time.Since(begun).Round(time.Second))
-	t.Cleanup(func() {
-		h.Close()
-		if t.Failed() {
-			console, _ := os.ReadFile(vm.Console)
-			t.Logf("the end of its console:\n%s", console[max(0, len(console)-6000):])
-		}
-	})
-	m := &guest{h, vm.Console}
-	m.hurry(t)
-	return m
-}
-
-// hurry ends what the lab's machines start with: that they merge thick snapshots slowly.
-func (m *guest) hurry(t *testing.T) {
-	t.Helper()
-	m.sh(t, "modprobe dm_snapshot; echo 100 >/sys/module/dm_snapshot/parameters/snapshot_copy_throttle")
-}
-
-// startDeadline is for how long a machine may take to answer after a restart: a minute on a busy computer. One that hangs
-// shows it on its console when systemd has waited for a device for 90 s.
-const startDeadline = 4 * time.Minute
-
-// restarted performs what starts the machine anew.
-func restarted(t *testing.T, run func(context.Context) error) {
-	t.Helper()
-	begun := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), startDeadline)
-	defer cancel()
-	require.NoError(t, run(ctx), "the machine does not come up from its restart; its console shows why")
-	t.Logf("restarted (%s)", time.Since(begun).Round(time.Second))
-}
-
-// lab runs bin/lab.
-func lab(t *testing.T, args ...string) []byte {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
-	defer cancel()
-	var said strings.Builder
-	cmd := exec.CommandContext(ctx, filepath.Join("..", "bin", "lab"), args...)
-	cmd.Stderr = &said
-	out, err := cmd.Output()
-	require.NoError(t, err, "lab %s: %s", strings.Join(args, " "), said.String())
-	return out
-}
-
-// sh runs a script as root.
-func (m *guest) sh(t *testing.T, script string) string {
-	t.Helper()
-	out, err := m.Output(t.Context(), script)
-	require.NoError(t, err, "%s", script)
-	return out
-}
-
-const token = "/var/lib/rancher/k3s/server/token"
-
-var (
-	rootPaths = []string{"/etc/rancher", "/usr/local/bin"}
-	allPaths  = append([]string{"/var/lib/rancher"}, rootPaths...)
-)
-
-// furnish lays down what a K3s host has, and more for the changes.
-func (m *guest) furnish(t *testing.T) {
-	t.Helper()
-	m.sh(t, `set -e
-mkdir -p /var/lib/rancher/k3s/server/db /etc/rancher/k3s
-echo K10token >`+token+`
-shred -n1 -s 40M - >/var/lib/rancher/k3s/server/db/state.db
-echo 'cluster-cidr: 10.42.0.0/16' >/etc/rancher/k3s/config.yaml
-printf '#!/bin/sh\necho old\n' >/usr/local/bin/k3s; chmod 755 /usr/local/bin/k3s
-ln -s k3s /usr/local/bin/kubectl
-sync`)
-}
-
-// change does what a rebuild does, on a large scale: files of every directory are changed, deleted and made.
-func (m *guest) change(t *testing.T) {
-	t.Helper()
-	m.sh(t, `set -e
-echo 'cluster-cidr: 10.42.0.0/16,fd42::/48' >/etc/rancher/k3s/config.yaml
-shred -n1 /var/lib/rancher/k3s/server/db/state.db; sync
-rm -rf /var/lib/rancher/k3s
-mkdir -p /var/lib/rancher/k3s/server/db
-echo K10other >`+token+`
-shred -n1 -s 40M - >/var/lib/rancher/k3s/server/db/state.db
-shred -n1 -s 60M - >/usr/local/bin/k3s
-rm /usr/local/bin/kubectl
-echo new >/etc/rancher/k3s/registries.yaml; echo new >/usr/local/bin/new; echo new >/var/lib/rancher/new
-chmod 700 /etc/rancher; chown 1000:1000 /usr/local/bin/k3s
-sync`)
-}
-
-// tree is all of what a rebuild touches: every file's kind, mode, owner, time, size, link and contents. LVM's own
-// notes below /etc/lvm are left out, since it writes them with every snapshot, and so are the times of directories, which
-// the lab's keys change with every start.
-func (m *guest) tree(t *testing.T) string {
-	t.Helper()
-	return m.sh(t, `cd / && for dir in etc usr/local var/lib/rancher root; do
-  find $dir \( -path etc/lvm/archive -o -path etc/lvm/backup \) -prune -o -type d -printf '%p %y %m %U %G\n' -o -printf '%p %y %m %U %G %T@ %s %l\n' | sort
-  find $dir \( -path etc/lvm/archive -o -path etc/lvm/backup \) -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
-done`)
-}
-
-// look surveys the machine.
-func (m *guest) look(t *testing.T, paths []string) Storage {
-	t.Helper()
-	s, err := Look(t.Context(), m.Host, paths, "/var/lib/rancher/k3s/agent")
-	require.NoError(t, err)
-	return s
-}
 
 // keep has what a script prints on the machine kept for the unit tests.
 func (m *guest) keep(t *testing.T, name, script string) {
@@ -176,10 +39,7 @@ func (m *guest) reading(t *testing.T, name string, paths []string) {
 // method is the LVM method with what a survey found, as a new process would make it.
 func (m *guest) method(t *testing.T, s Storage, size string) lvm {
 	t.Helper()
-	made := New(Ask{
-		Host: func(context.Context) (*remote.Host, error) { return m.Host, nil },
-		Plan: &plans.Snapshot{Method: plans.SnapshotLVM, Size: size}, Name: "trial", Storage: s, Proof: token,
-	})
+	made := New(m.ask(s, plans.Snapshot{Method: plans.SnapshotLVM, Size: size}))
 	require.IsType(t, lvm{}, made)
 	return made.(lvm)
 }
@@ -190,41 +50,6 @@ func (m *guest) saying(t *testing.T, name string, l lvm) {
 	for _, o := range l.origins() {
 		m.keep(t, name+"-"+o.Name, fmt.Sprintf(states, remote.Quote(o.Group), remote.Quote("/dev/"+o.path())))
 	}
-}
-
-// performAll performs operations in turn, and every one of them as often as a run that is cut off may: what is not known to be done is done
-// anew.
-func performAll(t *testing.T, operations []Operation) {
-	t.Helper()
-	for _, o := range operations {
-		begun := time.Now()
-		require.NoError(t, o.Run(t.Context()), "%s: %s", o.Name, o.Command)
-		t.Logf("%s (%s)", o.Name, time.Since(begun).Round(100*time.Millisecond))
-		if o.Done == nil {
-			require.NoError(t, o.Run(t.Context()), "%s again: %s", o.Name, o.Command)
-		} else {
-			assert.True(t, done(t, o), "%s has been performed", o.Name)
-		}
-	}
-}
-
-func done(t *testing.T, o Operation) bool {
-	t.Helper()
-	ok, err := o.Done(t.Context())
-	require.NoError(t, err, o.Name)
-	return ok
-}
-
-// split finds the restart in a return: what comes before, itself, and what comes after.
-func split(t *testing.T, list []Operation) (before []Operation, restart Operation, after []Operation) {
-	t.Helper()
-	for i, o := range list {
-		if o.Name == "restart" {
-			return list[:i], o, list[i+1:]
-		}
-	}
-	require.Fail(t, "the return has no restart")
-	return nil, Operation{}, nil
 }
 
 // gone asserts that nothing of a snapshot is left.
@@ -257,14 +82,6 @@ func (l lvm) fill(t *testing.T) (string, float64) {
 	f, err := l.Fill(t.Context())
 	require.NoError(t, err)
 	return f.Part, f.Percent
-}
-
-func details(problems []Problem) string {
-	var out []string
-	for _, p := range problems {
-		out = append(out, p.Field+": "+p.Detail+" -> "+p.Remedy)
-	}
-	return strings.Join(out, "\n")
 }
 
 // A snapshot of the root and of a volume beside it, thick: taken, returned to with a real restart, and what overflows.
@@ -469,7 +286,7 @@ until lvs --noheadings -o data_percent thick/root-before-trial | awk '$1 < 95.5 
 		merges, restart, merged := split(t, l.Return())
 		performAll(t, merges)
 		// The power fails before the restart is asked for: that start, too, begins the merge.
-		m.crash(t, l)
+		m.crash(t)
 		assert.True(t, done(t, restart))
 		m.underWay(t, l)
 		m.hurry(t)
@@ -498,24 +315,6 @@ func (m *guest) inactive(t *testing.T, l lvm) {
 		assert.NotContains(t, active, o.snapshot)
 		assert.NotContains(t, active, strings.ReplaceAll(o.snapshot, "-", "--"))
 	}
-}
-
-func operationNames(list []Operation) []string {
-	var out []string
-	for _, o := range list {
-		out = append(out, o.Name)
-	}
-	return out
-}
-
-// crash restarts the machine as a power failure does.
-func (m *guest) crash(t *testing.T, l lvm) {
-	t.Helper()
-	before := m.sh(t, bootID)
-	_ = m.Run(t.Context(), "echo 1 >/proc/sys/kernel/sysrq; (sleep 0.5; echo b >/proc/sysrq-trigger) >/dev/null 2>&1 &")
-	restarted(t, func(ctx context.Context) error {
-		return answers(ctx, l.Ask, func(now string) bool { return now != before })
-	})
 }
 
 // The same of thin volumes, whose snapshots share their pool.
@@ -588,7 +387,7 @@ dd if=/dev/zero of=/dev/thin/filler bs=1M count=720 conv=fsync status=none`)
 				restarted(t, restart.Run)
 				assert.True(t, done(t, restart))
 			} else {
-				m.crash(t, l)
+				m.crash(t)
 				assert.True(t, done(t, restart))
 			}
 			l.pending(t, false)
