@@ -29,9 +29,9 @@ e2e: build lab parts ## a migration in the lab, asserted from outside the produc
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) -v -skip '^TestBySnapshot$$' ./e2e ./cluster ./openbao
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout 10m -v -run '^TestBao' ./steps
 
-e2e-snapshot: build lab parts ## snapshots: a lab host taken back by one; LVM in virtual machines (no KVM needed), btrfs and ZFS on this one
+e2e-snapshot: build lab parts ## snapshots: a lab host taken back by one; LVM and a root on btrfs in virtual machines (no KVM needed), btrfs and ZFS on this one
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout 20m -v -run '^TestBySnapshot$$' ./e2e
-	$(GO) test -tags 'e2e vm' -count 1 -timeout 30m -v ./snapshot
+	$(GO) test -tags 'e2e vm' -count 1 -timeout 40m -v ./snapshot
 
 parts: lab
 	bin/lab build --control-plane bin/parts
