@@ -269,7 +269,8 @@ func (t *Task) plain() {
 	fmt.Fprintf(t.r.w, "%s, %s\n", strings.TrimSuffix(line, ","), round(elapsed))
 }
 
-// Done ends the task and leaves one line that says what it moved and how long that took. Further calls do nothing.
+// Done ends the task, whatever became of it, and leaves one line that says what it moved and how long that took. Further calls
+// do nothing.
 func (t *Task) Done() {
 	if t == nil {
 		return
@@ -282,7 +283,7 @@ func (t *Task) Done() {
 	}
 	t.ended = true
 	elapsed := r.now().Sub(t.started)
-	line := fmt.Sprintf("%s: done in %s", t.label, round(elapsed))
+	line := fmt.Sprintf("%s: took %s", t.label, round(elapsed))
 	if t.bytes {
 		line = fmt.Sprintf("%s: %s in %s, %s", t.label, size(t.n), round(elapsed), rate(t.n, elapsed))
 	}

@@ -173,13 +173,13 @@ func TestBarsOnATerminal(t *testing.T) {
 	require.Regexp(t, `^a notice in two writes
 objects: 3\.0 KiB in \S+, \S+ \S+/s
 volume data/pg: 110\.0 MiB in \S+, \S+ \S+/s
-workloads: done in \S+$`, strings.TrimSpace(s.text()))
+workloads: took \S+$`, strings.TrimSpace(s.text()))
 	require.NotRegexp(t, `\x1b\[[0-9;]*m`, s.raw.String(), "no colours, whatever NO_COLOR says")
 	require.Nil(t, r.stop, "nothing goes on drawing")
 
 	again := r.Wait("another")
 	again.Done()
-	require.Contains(t, s.text(), "another: done")
+	require.Contains(t, s.text(), "another: took")
 }
 
 // A question stands alone until it is answered; nothing of what came meanwhile is lost.
@@ -196,7 +196,7 @@ func TestQuestion(t *testing.T) {
 	time.Sleep(3 * redrawEvery)
 	require.Equal(t, "token: ", s.text(), "nothing is drawn over it")
 	done()
-	require.Regexp(t, `^token: \na notice\nobjects: done in \S+\n\S workloads`, s.text())
+	require.Regexp(t, `^token: \na notice\nobjects: took \S+\n\S workloads`, s.text())
 	task.Done()
 }
 
@@ -230,7 +230,7 @@ func TestMoreTasksThanRows(t *testing.T) {
 	for _, task := range tasks {
 		task.Done()
 	}
-	require.Equal(t, 10, strings.Count(s.text(), "done in"))
+	require.Equal(t, 10, strings.Count(s.text(), "took"))
 }
 
 func TestDumbTerminal(t *testing.T) {
