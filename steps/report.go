@@ -493,7 +493,9 @@ func (d *document) wayBack(ctx context.Context) {
 	w.Commands = []report.Command{
 		{What: "Show every action and what does not stay; change nothing", Line: "migrate rollback " + d.plan + name + " --dry-run"},
 		{What: "Do it, after a question, and compare the result with what was", Line: "migrate rollback " + d.plan + name},
-		{What: "The same as a commented shell script, for a day on which that cannot finish", Line: "migrate runbook " + d.plan + name + " > by-hand.sh"},
+	}
+	if !Returning(d.state) {
+		w.Commands = append(w.Commands, report.Command{What: "The same as a commented shell script, for a day on which that cannot finish", Line: "migrate runbook " + d.plan + name + " > by-hand.sh"})
 	}
 	if d.m.hasSet() {
 		w.Commands = append(w.Commands, report.Command{What: "Prove the backup set on which it rests", Line: "migrate backup verify " + d.plan})
@@ -552,7 +554,11 @@ func (d *document) outcome() {
 		o.Kind, o.Sentence = report.Failed, fmt.Sprintf("A rollback of %s to %s has begun and is not complete.", name, s.Rollback.To)
 		o.Detail = d.failure()
 		next("Continue the rollback", "rollback")
-		next("The rest by hand, if it cannot finish", "runbook")
+		if Returning(s) {
+			next("By way of the backup set, if it cannot finish", "rollback --via backup")
+		} else {
+			next("The rest by hand, if it cannot finish", "runbook")
+		}
 	case s.RolledBack == whole:
 		o.Kind, o.Sentence = report.RolledBack, name+" was rolled back: it is the IPv4-only cluster that it was."
 		o.Detail = "The rollback was complete on " + d.r.Last.Format("2 January 2006 at 15:04:05") + "."

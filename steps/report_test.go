@@ -70,12 +70,17 @@ func TestDocumentOutcomes(t *testing.T) {
 		{"finished", "finish", []runner.Record{{Event: runner.Finished}}, report.Done, "x is dual-stack.", "complete and verified", "migrate verify", "migrate rollback -f 'a plan.yaml' --to protect --dry-run"},
 		{"a rollback that failed", "seal", []runner.Record{intent("quiesce", "stop"), rollback, undoing("quiesce", "start again"), {Event: runner.UndoFailed, Step: "quiesce", Action: "start again", Error: "not Ready"}},
 			report.Failed, "has begun and is not complete", "Failed in taking back quiesce, start again: not Ready.", "migrate rollback", "migrate rollback -f 'a plan.yaml'"},
+		{"a return by snapshot that failed", "seal", []runner.Record{intent("quiesce", "stop"), {Event: runner.Rollback, Step: "protect", Data: []byte(`{"via":"snapshot","at":"quiesce"}`)}, undoing("quiesce", "merge vg/a"), {Event: runner.UndoFailed, Step: "quiesce", Action: "merge vg/a", Error: "no"}},
+			report.Failed, "has begun and is not complete", "Failed in taking back quiesce, merge vg/a: no.", "migrate rollback --via backup -f 'a plan.yaml'", "migrate rollback -f 'a plan.yaml'"},
 		{"rolled back", "seal", []runner.Record{rollback, {Event: runner.Reverted, Step: "quiesce"}, {Event: runner.RolledBack, Step: "protect"}}, report.RolledBack, "it is the IPv4-only cluster that it was", "", "migrate run", ""},
 		{"rolled back to seal", "install", []runner.Record{{Event: runner.Rollback, Step: "seal"}, {Event: runner.Reverted, Step: "uninstall"}, {Event: runner.RolledBack, Step: "seal"}}, report.RolledBack, "to checkpoint seal", "", "migrate rollback", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := atHome(t)
 			m.Plan.Metadata.Name = "x"
+			if strings.HasPrefix(test.name, "a return by snapshot") {
+				m.Plan.Spec.Snapshot = ownSnapshot()
+			}
 			reached(t, m, test.to, test.more...)
 			r := documentOf(t, m)
 			assert.Equal(t, test.kind, r.Outcome.Kind)
@@ -85,6 +90,9 @@ func TestDocumentOutcomes(t *testing.T) {
 			assert.Contains(t, lines(r.WayBack.Commands), test.back)
 			var all bytes.Buffer
 			require.NoError(t, r.JSON(&all))
+			if strings.HasPrefix(test.name, "a return by snapshot") {
+				assert.NotContains(t, all.String(), "migrate runbook", "what waits for the host's next start would undo what was done by hand")
+			}
 			assert.NotContains(t, all.String(), "hunter2", "what commands print stays in the journal")
 		})
 	}

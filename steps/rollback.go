@@ -263,7 +263,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 		m.Via = before.RolledBackVia
 		return m.compareWithFacts(ctx)
 	}
-	switch turned := before.Rollback != nil && before.Rollback.Via == ViaSnapshot; {
+	switch turned := Returning(before); {
 	case m.Via == ViaSnapshot && !turned:
 		err = m.mayReturn(ctx)
 	case m.Via != ViaSnapshot && turned:

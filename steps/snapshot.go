@@ -82,6 +82,17 @@ func (m *Migration) snapshotJob(ctx context.Context, name, label, script string)
 	return m.ownJob(ctx, ownJobName(name, state.Run), label, script)
 }
 
+// Returning tells whether a return by the host's snapshot is under way: what of it was begun may wait for the host's next start,
+// and would then undo whatever another way back, or a person, has done until then.
+func Returning(s runner.State) bool { return s.Rollback != nil && s.Rollback.Via == ViaSnapshot }
+
+// ReturningError says that what is left of a rollback is no work for a person, since a return by snapshot is under way.
+type ReturningError struct{ Host string }
+
+func (e *ReturningError) Error() string {
+	return fmt.Sprintf("a return to the snapshot is under way on host %s: what of it was begun may wait for the host's next start, which would then undo whatever was done by hand until then: complete it with `migrate rollback --via snapshot`, which restarts the host; where that cannot be, `migrate rollback --via backup` sees that nothing waits and goes by way of the backup set, and what is left of that is a runbook's", e.Host)
+}
+
 // settleSnapshot waits until none of the plan's own commands goes on on the host but that of the way back that is taken.
 func (m *Migration) settleSnapshot(ctx context.Context, state runner.State) error {
 	s := m.Plan.Spec.Snapshot
@@ -92,7 +103,7 @@ func (m *Migration) settleSnapshot(ctx context.Context, state runner.State) erro
 	if err != nil {
 		return err
 	}
-	under := state.Rollback != nil && state.Rollback.Via == ViaSnapshot
+	under := Returning(state)
 	for _, name := range []string{"create", "restore"} {
 		if name == "restore" && under && m.Via == ViaSnapshot {
 			continue // it is followed to its end
@@ -213,7 +224,7 @@ func (m *Migration) reach(ctx context.Context, state runner.State) error {
 		return ""
 	}
 	name := cut(state.Actions, snapshotStep)
-	if back := state.Rollback; back != nil && back.Via == ViaSnapshot {
+	if back := state.Rollback; Returning(state) {
 		name = cut(back.Actions, back.At)
 	}
 	if name == "" {
@@ -376,7 +387,7 @@ func (e *NoSnapshotError) Unwrap() error { return e.Err }
 // chooseWay settles which way a rollback goes: that of the rollback under way unless
 // another was asked for, else by the steps' own undo actions.
 func (m *Migration) chooseWay(state runner.State, to string) error {
-	under := state.Rollback != nil && state.Rollback.Via == ViaSnapshot
+	under := Returning(state)
 	if m.Via == "" && under {
 		m.Via = ViaSnapshot
 	}

@@ -124,7 +124,11 @@ A rollback that failed or was cut off is continued by the same command. After it
 			printUnwinding(c.OutOrStdout(), u, true)
 			if len(u.Actions) > 0 {
 				fmt.Fprintf(c.OutOrStdout(), "\nNothing was changed. To do it: %s\n", again)
-				if u.Via != steps.ViaSnapshot {
+				state, err := m.State()
+				if err != nil {
+					return err
+				}
+				if u.Via != steps.ViaSnapshot && !steps.Returning(state) {
 					fmt.Fprintf(c.OutOrStdout(), "The commands as a script: migrate runbook -f %s%s\n", *file, checkpoint)
 				}
 			}
@@ -188,6 +192,9 @@ A rollback that failed or was cut off is continued by the same command. After it
 			fmt.Fprintf(w, "\nmigrate: interrupted: %v\nTo continue: %s\n", err, again)
 			return &shownError{err}
 		case errors.As(err, &unreachable):
+			if state, err := m.State(); err == nil && steps.Returning(state) {
+				break
+			}
 			return fmt.Errorf("%w\nIf it stays away, what a rollback would do, by hand: migrate runbook -f %s%s", err, *file, checkpoint)
 		}
 		return rollbackError(err)

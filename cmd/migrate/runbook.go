@@ -21,7 +21,10 @@ func runbookCommand() *cobra.Command {
 		Long: strings.TrimSpace(`
 Print the remaining work of a rollback as a commented shell script: for the day on
 which the host cannot be reached, or its disk is dead, and a person goes on by
-hand, with the backup set alone. The host is not contacted.`),
+hand, with the backup set alone. The host is not contacted.
+
+While a return by snapshot is under way there is none: what of it was begun may take
+place with the host's next start, and undo what was done by hand.`),
 		Example: `  migrate runbook -f plan.yaml > rollback.sh
   migrate runbook -f plan.yaml --to seal`,
 		Args: cobra.NoArgs,
@@ -34,6 +37,13 @@ hand, with the backup set alone. The host is not contacted.`),
 			return err
 		}
 		defer m.Close()
+		state, err := m.State()
+		if err != nil {
+			return err
+		}
+		if steps.Returning(state) {
+			return &steps.ReturningError{Host: m.Plan.Server().Name}
+		}
 		m.RollbackBegins = time.Now()
 		m.Via = steps.ViaBackup // a snapshot's way is a method's, and goes on by `rollback` alone
 		u, err := m.Unwind(c.Context(), *to)

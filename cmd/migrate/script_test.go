@@ -221,7 +221,11 @@ func reached(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	for _, more := range args[2:] {
 		words := append(strings.SplitN(more, "/", 3), "", "")
-		records = append(records, runner.Record{Event: runner.Event(words[0]), Step: words[1], Action: words[2], Took: 1500 * time.Millisecond})
+		r := runner.Record{Event: runner.Event(words[0]), Step: words[1], Action: words[2], Took: 1500 * time.Millisecond}
+		if r.Event == runner.Rollback && r.Action != "" { // by a detour, at that step
+			r.Action, r.Data = "", []byte(`{"via":"snapshot","at":"`+words[2]+`"}`)
+		}
+		records = append(records, r)
 	}
 	for _, r := range records {
 		ts.Check(j.Append(r))

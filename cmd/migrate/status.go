@@ -108,7 +108,7 @@ cluster are not contacted.`),
 		case holder != nil:
 			_, err = fmt.Fprintf(w, "\nIt is being run by %s.\n", holder)
 		case state.Rollback != nil:
-			_, err = fmt.Fprintf(w, "\nTo continue: migrate rollback -f %s\nIf it cannot finish, the rest by hand: migrate runbook -f %[1]s\n", *file)
+			_, err = fmt.Fprintf(w, "\nTo continue: migrate rollback -f %s\n%s\n", *file, otherwise(state, *file, ""))
 		case state.RolledBack != "":
 			_, err = fmt.Fprintf(w, "\nThe run was rolled back to %s. To go on from there: migrate run -f %s\n", state.RolledBack, *file)
 		default:
@@ -120,6 +120,14 @@ cluster are not contacted.`),
 		return err
 	}
 	return c
+}
+
+// otherwise says what to do where the rollback under way cannot finish.
+func otherwise(state runner.State, file, checkpoint string) string {
+	if steps.Returning(state) {
+		return fmt.Sprintf("If it cannot finish, by way of the backup set: migrate rollback -f %s%s --via backup", file, checkpoint)
+	}
+	return fmt.Sprintf("If it cannot finish, the rest by hand: migrate runbook -f %s%s", file, checkpoint)
 }
 
 // printWaived tells what the run goes on in spite of.
