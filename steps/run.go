@@ -390,21 +390,29 @@ func (m *Migration) heldBy(ctx context.Context, h *remote.Host, me, given []byte
 	input := slices.Concat(me, []byte("\n"), given)
 	script := inTurn(input) + fmt.Sprintf(`IFS= read -r me
 if [ "$(cat %[1]s 2>/dev/null)" != "$me" ]; then
-	if [ -e %[1]s ]; then echo $(($(date +%%s) - $(stat -c %%Y %[1]s))); cat %[1]s; fi
+	if [ -e %[1]s ]; then
+		echo $(($(date +%%s) - $(stat -c %%Y %[1]s))); cat %[1]s
+	elif [ -e %[4]s ]; then
+		echo %[5]s; cat %[4]s
+	fi
 	exit %[2]d
 fi
 %[3]s
-`, hostLock, notMine, what)
+`, hostLock, notMine, what, lastHolder, lockGiven)
 	err := h.Run(ctx, script, remote.Stdin(bytes.NewReader(input)), remote.Stdout(&out))
 	if !exited(err, notMine) {
 		return err
 	}
-	if out.Len() == 0 && m.Via == ViaSnapshot {
-		return errLockAway
-	}
 	taken := &TakenOverError{Host: h.Name()}
 	age, holder, _ := strings.Cut(out.String(), "\n")
 	var found, self hostHolder
+	if away := out.Len() == 0; away || age == lockGiven {
+		if m.Via == ViaSnapshot && (away || json.Unmarshal([]byte(holder), &found) != nil || json.Unmarshal(me, &self) != nil ||
+			found.sameHome(self) || !found.Since.After(self.Since)) {
+			return errLockAway
+		}
+		return taken
+	}
 	if json.Unmarshal([]byte(holder), &found) == nil && json.Unmarshal(me, &self) == nil && found != self &&
 		(found.sameHome(self) || m.Via == ViaSnapshot && found.Since.Before(self.Since)) {
 		// A snapshot that the host was returned to has brought it back. Of this work directory no other
@@ -421,8 +429,11 @@ fi
 	return taken
 }
 
+// lockGiven stands in the place of a lock's age where it was given up.
+const lockGiven = "given"
+
 // errLockAway says that there is no lock while the host is returned to a snapshot, which may replace its files one by one:
-// nobody has taken it, and nothing is to be written between them.
+// nobody has taken it, who would have left their name as the last holder's, and nothing is to be written between the files.
 var errLockAway = errors.New("the lock on the host is away while that is returned to its snapshot")
 
 // hostJournal is the journal's copy on the host, from which another laptop can

@@ -165,6 +165,56 @@ func (l laptop) hold(t *testing.T) {
 	}
 }
 
+// A laptop that slept at the question of a return by snapshot finds no lock: what was taken over and ended meanwhile is told
+// from what the return itself takes away.
+func TestLockThatIsAway(t *testing.T) {
+	ana, _ := two(t)
+	m := ana.migration()
+	defer m.Close()
+	h, err := m.Host(t.Context())
+	require.NoError(t, err)
+	self := hostHolder{Holder: runner.Self(), WorkDir: ana.WorkDir}
+	me, err := json.Marshal(self)
+	require.NoError(t, err)
+	holder := func(since time.Duration, dir string) string {
+		other := self
+		other.Since, other.WorkDir = self.Since.Add(since), dir
+		data, err := json.Marshal(other)
+		require.NoError(t, err)
+		return string(data) + "\n"
+	}
+	for _, c := range []struct {
+		name, via, last string
+		taken           bool
+	}{
+		{"by nobody", ViaSnapshot, "", false},
+		{"by nobody since: the snapshot has it", ViaSnapshot, holder(-time.Hour, "/bo"), false},
+		{"by this run before", ViaSnapshot, string(me) + "\n", false},
+		{"by this work directory", ViaSnapshot, holder(time.Hour, ana.WorkDir), false},
+		{"by another since, who has ended", ViaSnapshot, holder(time.Hour, "/bo"), true},
+		{"what the last holder left is damaged", ViaSnapshot, "{", false},
+		{"where no snapshot takes it away", ViaBackup, "", true},
+		{"where no snapshot takes it away, by one before", ViaBackup, holder(-time.Hour, "/bo"), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.NoError(t, os.RemoveAll(hostLock))
+			require.NoError(t, os.RemoveAll(lastHolder))
+			if c.last != "" {
+				require.NoError(t, os.MkdirAll(filepath.Dir(lastHolder), 0o700))
+				require.NoError(t, os.WriteFile(lastHolder, []byte(c.last), 0o600))
+			}
+			m.Via = c.via
+			err := m.asHolder(t.Context(), h, me, nil, "echo written >&2")
+			var taken *TakenOverError
+			if c.taken {
+				require.ErrorAs(t, err, &taken)
+			} else {
+				require.ErrorIs(t, err, errLockAway)
+			}
+		})
+	}
+}
+
 func contents(t *testing.T, file string) string {
 	t.Helper()
 	data, err := os.ReadFile(file)
