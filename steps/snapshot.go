@@ -324,21 +324,36 @@ func (m *Migration) mayTurn(ctx context.Context) error {
 	if !m.takesSnapshot() {
 		return &NoSnapshotError{errors.New("a return by it is under way, and the plan has none taken (spec.snapshot): put it back as it was")}
 	}
-	pending, err := m.snapshotMethod().Pending(ctx)
+	return m.mayTurnFrom(ctx, m.snapshotMethod())
+}
+
+func (m *Migration) mayTurnFrom(ctx context.Context, method snapshot.Method) error {
+	pending, err := method.Pending(ctx)
 	if err != nil {
 		return err
 	}
 	if pending != "" {
-		return &PendingError{Host: m.Plan.Server().Name, What: pending}
+		return &PendingError{Host: m.Plan.Server().Name, What: pending, Method: m.Plan.Spec.Snapshot.Method}
 	}
 	return nil
 }
 
 // PendingError says that a return by snapshot has gone too far to be turned from.
-type PendingError struct{ Host, What string }
+type PendingError struct {
+	Host, What string
+	Method     plans.SnapshotMethod
+}
 
 func (e *PendingError) Error() string {
-	return fmt.Sprintf("roll back by way of the backup set: a return to the snapshot was begun on host %s: %s; nothing was done: complete it with --via snapshot, which restarts the host", e.Host, e.What)
+	text := fmt.Sprintf("roll back by way of the backup set: a return to the snapshot was begun on host %s: %s; nothing was done: complete it with --via snapshot", e.Host, e.What)
+	switch e.Method {
+	case plans.SnapshotLVM, plans.SnapshotZFS:
+		text += ", which restarts the host; where it cannot be completed, such as with a snapshot that was lost meanwhile, restart the host by hand, after which nothing waits any more, then repeat with --via backup"
+	case plans.SnapshotBtrfs:
+		// What was replaced stays where it was put until the return is completed, whatever is started meanwhile.
+		text += ", which restarts the host; a restart by hand alone does not end it"
+	}
+	return text
 }
 
 // SnapshotLeft are the commands that remove what is left of the run's snapshot on the host, those of the plan's author by

@@ -187,3 +187,36 @@ func TestOwnCommandsOfTheSnapshot(t *testing.T) {
 		})
 	}
 }
+
+// fakeMethod is a FAKE of a method: what is asked of it is what a test says.
+type fakeMethod struct {
+	snapshot.Method
+	pending string
+	err     error
+}
+
+func (f fakeMethod) Pending(context.Context) (string, error) { return f.pending, f.err }
+
+// A return that waits for the host's next start is not turned from, and what ends the waiting is said, by method.
+func TestTurningFromAReturn(t *testing.T) {
+	m := atHome(t)
+	m.Plan.Spec.Snapshot = nil
+	var none *NoSnapshotError
+	require.ErrorAs(t, m.mayTurn(t.Context()), &none, "the plan has none")
+
+	m.Plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotLVM}
+	require.NoError(t, m.mayTurnFrom(t.Context(), fakeMethod{}))
+	cut := errors.New("the line is cut")
+	require.ErrorIs(t, m.mayTurnFrom(t.Context(), fakeMethod{err: cut}), cut)
+	const byHand = "restart the host by hand, after which nothing waits any more, then repeat with --via backup"
+	for method, restart := range map[plans.SnapshotMethod]bool{
+		plans.SnapshotLVM: true, plans.SnapshotZFS: true, plans.SnapshotBtrfs: false, plans.SnapshotScaleway: false,
+	} {
+		m.Plan.Spec.Snapshot.Method = method
+		err := m.mayTurnFrom(t.Context(), fakeMethod{pending: "the merge of vg/a waits"})
+		var pending *PendingError
+		require.ErrorAs(t, err, &pending)
+		assert.ErrorContains(t, err, "host dedi: the merge of vg/a waits; nothing was done: complete it with --via snapshot")
+		assert.Equal(t, restart, strings.Contains(err.Error(), byHand), "%s: %v", method, err)
+	}
+}
