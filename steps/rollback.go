@@ -143,8 +143,12 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 	}
 	if m.Via == ViaSnapshot {
 		u.Via = ViaSnapshot
+		taken, err := m.snapshotTaken()
+		if err != nil {
+			return Unwinding{}, err
+		}
 		u.Lost = append(u.Lost, fmt.Sprintf("Everything that was written to the host's disks since the snapshot of %s: by workloads, by people and by the system, whatever it has to do with K3s.",
-			snapshotTaken(state).Local().Format(time.DateTime)))
+			taken.Local().Format(time.DateTime)))
 		if m.Plan.Spec.Snapshot.Method.OnItsDisks() {
 			u.Lost = append(u.Lost, "Where /boot is a file system of its own it stays as it is: a kernel that was installed since would start without its modules. `ls -l /boot` tells.")
 		}

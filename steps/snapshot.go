@@ -430,14 +430,30 @@ func (m *Migration) chooseWay(state runner.State, to string) error {
 	return nil
 }
 
-// snapshotTaken is when the snapshot was made.
-func snapshotTaken(state runner.State) (at time.Time) {
-	for _, a := range state.Actions {
-		if a.Step == snapshotStep && !strings.HasPrefix(a.Action, hookAction) && (at.IsZero() || a.Time.Before(at)) {
-			at = a.Time
-		}
+// snapshotTaken is when the snapshot began to be made, by the laptop's clock, and never later: what was found done by asking reality
+// was done when it was begun. Only where that said that nothing had come of the first attempt is the next one's
+// beginning its; the zero time where none was begun.
+func (m *Migration) snapshotTaken() (at time.Time, err error) {
+	journal, err := runner.OpenJournal(m.JournalPath())
+	if err != nil {
+		return time.Time{}, err
 	}
-	return at
+	defer journal.Close()
+	asked := map[string]bool{}
+	for _, o := range m.snapshotMethod().Take() {
+		asked[o.Name] = o.Done != nil
+	}
+	first, made := "", false
+	for _, r := range journal.Records() {
+		if r.Step != snapshotStep || r.Action == "" || strings.HasPrefix(r.Action, hookAction) {
+			continue
+		}
+		if at.IsZero() || r.Event == runner.Intent && !made && r.Action == first && asked[first] {
+			at, first = r.Time, r.Action
+		}
+		made = made || r.Event == runner.Done
+	}
+	return at, nil
 }
 
 // How full a snapshot may become, in per cent: at the first the person is told, at the second the run

@@ -220,3 +220,49 @@ func TestTurningFromAReturn(t *testing.T) {
 		assert.Equal(t, restart, strings.Contains(err.Error(), byHand), "%s: %v", method, err)
 	}
 }
+
+// What is lost by a return counts from when the snapshot was begun, whenever that was found done.
+func TestWhenTheSnapshotWasTaken(t *testing.T) {
+	found := runner.Record{Event: runner.Done, Step: snapshotStep, Action: "snapshot vg/root", Found: true}
+	const create, open = "snapshot vg/root", "open vg/root-before-sunbeam"
+	for _, c := range []struct {
+		name    string
+		own     bool
+		records []runner.Record
+		want    int // the record whose time it is, from the first of the step on; -1 for none
+	}{
+		{"not begun", false, nil, -1},
+		{"at once", false, []runner.Record{intent(snapshotStep, create), done(snapshotStep, create, "null"), intent(snapshotStep, open)}, 0},
+		{"found done later", false, []runner.Record{intent(snapshotStep, create), found, intent(snapshotStep, open)}, 0},
+		{"a hook before it", false, []runner.Record{intent(snapshotStep, hookAction+"before"), intent(snapshotStep, create), found}, 1},
+		{"nothing had come of it", false, []runner.Record{intent(snapshotStep, create), failed(snapshotStep, create, "no room"), intent(snapshotStep, create), done(snapshotStep, create, "null")}, 2},
+		{"a second one did nothing at first", false, []runner.Record{intent(snapshotStep, create), found, intent(snapshotStep, "snapshot vg/var"), intent(snapshotStep, "snapshot vg/var")}, 0},
+		{"one that nobody can be asked about", true, []runner.Record{intent(snapshotStep, "create"), intent(snapshotStep, "create"), done(snapshotStep, "create", "null")}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := atHome(t)
+			m.Plan.Metadata.Name = "sunbeam"
+			m.Plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotLVM}
+			m.Facts.Host.Storage = snapshot.Storage{
+				FileSystems: []snapshot.FileSystem{{Target: "/", Source: "/dev/vg/root", Type: "ext4", Device: "253:0", Paths: []string{"/srv"}}},
+				Logical:     []snapshot.LogicalVolume{{Group: "vg", Name: "root", Type: "linear", Device: "253:0"}},
+			}
+			if c.own {
+				m.Plan.Spec.Snapshot = ownSnapshot()
+			} else {
+				require.Equal(t, create, m.snapshotMethod().Take()[0].Name)
+			}
+			reached(t, m, "preflight", c.records...)
+			at, err := m.snapshotTaken()
+			require.NoError(t, err)
+			if c.want < 0 {
+				require.Zero(t, at)
+				return
+			}
+			j, err := runner.OpenJournal(m.JournalPath())
+			require.NoError(t, err)
+			all := j.Records()
+			require.Equal(t, all[len(all)-len(c.records)+c.want].Time, at)
+		})
+	}
+}
