@@ -23,6 +23,9 @@ type Difference struct {
 	// WrittenSince says that the host's file system shows a change after the
 	// restore, so that the difference is a workload's work and no loss.
 	WrittenSince bool
+	// Between says that what the set has of it was written after the snapshot to which the host was
+	// returned, so that the difference is no loss but what such a return leaves out.
+	Between bool
 }
 
 func (d Difference) String() string {
@@ -40,10 +43,22 @@ type Differences struct {
 	// Lost lists entries that differ without having been written since the
 	// restore; Written lists those that were. Each holds the first 100.
 	Lost, Written []Difference
-	// LostTotal and WrittenTotal count all of them.
-	LostTotal, WrittenTotal int64
+	// Between lists those that a return to a snapshot leaves out, in the same way.
+	Between []Difference
+	// The totals count all of them.
+	LostTotal, WrittenTotal, BetweenTotal int64
 	// Entries is how many entries the volume had when it was taken.
 	Entries int64
+
+	snapshot    string // when the host's snapshot was made, by its clock; "" where it was not returned to one
+	older, kept int64  // files that are older than that: how many the set has, and how many of them are there
+}
+
+// between tells whether what the set has at a path was written after the snapshot. The set's lists know when an entry
+// was modified, not when its name or mode was changed: what was copied or moved into the volume since, with an older time of
+// modification, is taken for older than the snapshot.
+func (d *Differences) between(x backup.Expected) bool {
+	return d.snapshot != "" && !index.Later(d.snapshot, x.MTime)
 }
 
 // Equal tells that nothing was lost, whatever was written since.
@@ -51,8 +66,11 @@ func (d Differences) Equal() bool { return d.LostTotal == 0 }
 
 func (d *Differences) add(x Difference) {
 	list, total := &d.Lost, &d.LostTotal
-	if x.WrittenSince {
+	switch {
+	case x.WrittenSince:
 		list, total = &d.Written, &d.WrittenTotal
+	case x.Between:
+		list, total = &d.Between, &d.BetweenTotal
 	}
 	*total++
 	if len(*list) < maxDifferences {
@@ -70,6 +88,21 @@ func Compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *
 		return Differences{}, err
 	}
 	return compare(ctx, host, vol, set, vol.Path, since)
+}
+
+// CompareReturned is Compare of a volume that came back with a snapshot of the host, which was made before the volume was
+// taken: at the host's time snapshot, in seconds since 1970 with a fraction. What the set has and was modified since is no
+// loss, nor is what was removed since, or changed in its metadata alone.
+func CompareReturned(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, snapshot string) (Differences, error) {
+	since, err := whenBack(ctx, host, vol, set)
+	if err != nil {
+		return Differences{}, err
+	}
+	diffs := Differences{snapshot: snapshot}
+	if err := diffs.compare(ctx, host, vol, set, vol.Path, since); err != nil {
+		return Differences{}, err
+	}
+	return diffs, nil
 }
 
 // Written counts the entries of a volume that the host changed since the volume was restored
@@ -126,12 +159,19 @@ var comparisons = []struct {
 // there, and no difference is explained away.
 func compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string) (Differences, error) {
 	var diffs Differences
-	for _, c := range comparisons {
-		if err := c.run(ctx, host, vol, set, dir, since, &diffs); err != nil {
-			return Differences{}, fmt.Errorf("host %s: volume %s: comparing %s: %w", host.Name(), vol.ID, c.of, err)
-		}
+	if err := diffs.compare(ctx, host, vol, set, dir, since); err != nil {
+		return Differences{}, err
 	}
 	return diffs, nil
+}
+
+func (d *Differences) compare(ctx context.Context, host *remote.Host, vol backup.VolumeRef, set *backup.Set, dir, since string) error {
+	for _, c := range comparisons {
+		if err := c.run(ctx, host, vol, set, dir, since, d); err != nil {
+			return fmt.Errorf("host %s: volume %s: comparing %s: %w", host.Name(), vol.ID, c.of, err)
+		}
+	}
+	return nil
 }
 
 // equal tells whether the directory dir, where nobody writes, is the volume as
@@ -158,7 +198,7 @@ func compareLinks(ctx context.Context, host *remote.Host, vol backup.VolumeRef, 
 	// Which group changed is not known, so a change after the restore can
 	// only be told by there being any.
 	if want := idx.Meta[backup.MetaLinks]; links.String() != want {
-		diffs.add(Difference{What: fmt.Sprintf("hard links are %s instead of %s", links, want), WrittenSince: since != "" && diffs.WrittenTotal > 0})
+		diffs.add(Difference{What: fmt.Sprintf("hard links are %s instead of %s", links, want), WrittenSince: since != "" && diffs.WrittenTotal > 0, Between: diffs.snapshot != ""})
 	}
 	return nil
 }
@@ -187,18 +227,26 @@ func compareMetadata(ctx context.Context, host *remote.Host, vol backup.VolumeRe
 	next, stop := iter.Pull2(set.Volume(vol))
 	defer stop()
 	want := pulled{next: next}
-	return backup.HostList(ctx, host, vol.StateDir(), "compare", "cd -- "+remote.Quote(dir)+`
+	err := backup.HostList(ctx, host, vol.StateDir(), "compare", "cd -- "+remote.Quote(dir)+`
 stage find list_tree | stage order to_order | stage sort in_order | stage back from_order
 `+failWhen(since == "", "find order sort back", "order sort back"), func(r io.Reader) error {
 		var dirs touched
 		return index.Merge(func(p string, recs []*index.Record) error {
 			expected := want.current(recs[0])
+			older := false
 			if recs[0] != nil {
 				diffs.Entries++
+				older = diffs.snapshot != "" && expected.Type == 'f' && !diffs.between(expected)
+			}
+			if older {
+				diffs.older++
 			}
 			if recs[1] == nil {
-				diffs.add(Difference{Path: p, What: "is missing", WrittenSince: dirs.above(p)})
+				diffs.add(Difference{Path: p, What: "is missing", WrittenSince: dirs.above(p), Between: diffs.between(expected)})
 				return nil
+			}
+			if older {
+				diffs.kept++
 			}
 			got, err := index.ParseHost(*recs[1])
 			if err != nil {
@@ -213,15 +261,21 @@ stage find list_tree | stage order to_order | stage sort in_order | stage back f
 				}{p, changed})
 			}
 			if recs[0] == nil {
-				diffs.add(Difference{Path: p, What: "was not there", WrittenSince: changed})
+				diffs.add(Difference{Path: p, What: "was not there", WrittenSince: changed, Between: diffs.snapshot != ""})
 				return nil
 			}
 			if what := expected.Differs(got); what != "" {
-				diffs.add(Difference{Path: p, What: what, WrittenSince: changed})
+				same := expected.Type == got.Type && (got.Type != 'f' || expected.Size == got.Size) && expected.Target == got.Target // but for its metadata
+				diffs.add(Difference{Path: p, What: what, WrittenSince: changed, Between: diffs.snapshot != "" && (same || diffs.between(expected))})
 			}
 			return nil
 		}, &want, index.NewReader(r))
 	})
+	if err == nil && diffs.older > 0 && diffs.kept == 0 {
+		// Whatever workloads have written into it since: they began with nothing.
+		diffs.add(Difference{What: fmt.Sprintf("has none of the %d files that are older than the snapshot", diffs.older)})
+	}
+	return err
 }
 
 // pulled turns expected entries into a list for index.Merge and keeps the entry itself.
@@ -280,7 +334,7 @@ if grep -v 'No such file or directory$' "$run/err" >&2; then exit 1; fi
 					diffs.add(Difference{Path: p, What: "could not be read"})
 				}
 			case recs[1].Fields != expected.Sum:
-				diffs.add(Difference{Path: p, What: fmt.Sprintf("has the content SHA-256 %s instead of %s", recs[1].Fields, expected.Sum)})
+				diffs.add(Difference{Path: p, What: fmt.Sprintf("has the content SHA-256 %s instead of %s", recs[1].Fields, expected.Sum), Between: diffs.between(expected)})
 			}
 			return nil
 		}, &want, index.NewReader(r))

@@ -176,6 +176,72 @@ func TestCompareFindsLoss(t *testing.T) {
 	require.Contains(t, words, `hard links`)
 }
 
+// After a return to a snapshot that is older than the set, what was written between the two is no loss; what the snapshot
+// should have had is.
+func TestCompareReturned(t *testing.T) {
+	h, vol, set := setup(t)
+	ctx := t.Context()
+	now := time.Now()
+	snapshot := fmt.Sprintf("%d.5", now.Add(-time.Hour).Unix())
+	in := func(p string) string { return filepath.Join(vol.Path, "dir", p) }
+	write := func(p, text string, age time.Duration) {
+		put(t, in(p), text)
+		require.NoError(t, os.Chtimes(in(p), now.Add(-age), now.Add(-age)))
+	}
+	const old, young = 2 * time.Hour, 30 * time.Minute
+	// All that the snapshot may turn out to be lies beside the volume before that is taken, as nothing is written later.
+	snapshots := map[string]func(){
+		"as it was":                   func() {},
+		"without what is older":       func() { require.NoError(t, os.Remove(in("old"))) },
+		"what is older is another":    func() { write("old", "odl", old) },
+		"what is older is shorter":    func() { write("old", "o", old) },
+		"empty":                       func() { require.NoError(t, os.RemoveAll(in(""))) },
+		"what is older was unguarded": func() { require.NoError(t, os.Chmod(in("old"), 0o600)) },
+	}
+	write("old", "old", old)
+	write("second", "second", old)
+	write("changed", "before", old)
+	write("removed", "removed", old)
+	for name, change := range snapshots {
+		run(t, "cp", "-a", vol.Path, vol.Path+".base")
+		change()
+		require.NoError(t, os.Rename(vol.Path, vol.Path+"."+name))
+		require.NoError(t, os.Rename(vol.Path+".base", vol.Path))
+	}
+	write("changed", "after", young)
+	write("new", "new", young)
+	require.NoError(t, os.Remove(in("removed")))
+	time.Sleep(20 * time.Millisecond)
+	require.NoError(t, backup.Take(ctx, h, vol, set, nil))
+	require.NoError(t, backup.Delta(ctx, h, vol, set, nil))
+	for name, lost := range map[string]string{
+		"as it was":                   "",
+		"without what is older":       `"dir/old" is missing`,
+		"what is older is another":    `"dir/old" has the content SHA-256`,
+		"what is older is shorter":    `"dir/old" size is 1 instead of 3`,
+		"empty":                       `has none of the 2 files that are older than the snapshot`,
+		"what is older was unguarded": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, os.RemoveAll(vol.Path))
+			require.NoError(t, os.Rename(vol.Path+"."+name, vol.Path))
+			diffs, err := restore.CompareReturned(ctx, h, vol, set, snapshot)
+			require.NoError(t, err)
+			require.Equal(t, lost == "", diffs.Equal(), "%v", diffs.Lost)
+			require.Contains(t, fmt.Sprint(diffs.Lost), lost)
+			if name != "empty" {
+				words := fmt.Sprint(diffs.Between)
+				for _, want := range []string{`"dir/new" is missing`, `"dir/changed" size`, `"dir/removed" was not there`} {
+					require.Contains(t, words, want)
+				}
+			}
+			diffs, err = restore.Compare(ctx, h, vol, set)
+			require.NoError(t, err)
+			require.False(t, diffs.Equal() && name != "empty", "without a snapshot nothing is explained by it")
+		})
+	}
+}
+
 func TestRestoreRefusesDamage(t *testing.T) {
 	h, vol, set, _ := taken(t)
 	a, ok := set.Artifact(vol.Full())

@@ -64,13 +64,13 @@ func (m *Migration) compareWithFacts(ctx context.Context) error {
 	if err != nil {
 		objects = unknown(sameObjects, "the same objects and ClusterIPs", err)
 	}
-	checks = append(checks, m.younger(objects)...)
+	checks = append(checks, objects)
 	if !m.KeepPresent {
 		volumes, err := m.compareVolumes(ctx)
 		if err != nil {
 			volumes = []verify.Check{unknown(verify.VolumeContents, "volume contents", err)}
 		}
-		checks = append(checks, m.younger(volumes...)...)
+		checks = append(checks, volumes...)
 	}
 	checks = append(checks, bao...)
 	if ctx.Err() != nil {
@@ -99,19 +99,19 @@ func (m *Migration) uninstallBegan() (bool, error) {
 	return slices.ContainsFunc(journal.Records(), func(r runner.Record) bool { return r.Step == "uninstall" && r.Event == runner.Intent }), nil
 }
 
-// younger are checks against the backup set. It was made after the snapshot of the host: after a return by that, a difference
-// is what was written between the two, and no failure.
-func (m *Migration) younger(checks ...verify.Check) []verify.Check {
+// returnedTo is when the snapshot was made to which the host was returned, by the host's clock; the zero time where another way
+// was gone. The backup set was made after it: what the set has and the snapshot has not was made or changed between
+// the two. What is older than the snapshot should be there, though, as far as the set knows how old it is: of objects it
+// knows when they were created, of files when they were modified.
+func (m *Migration) returnedTo() (time.Time, error) {
 	if m.Via != ViaSnapshot {
-		return checks
+		return time.Time{}, nil
 	}
-	for i, c := range checks {
-		if c.Status == verify.Fail {
-			checks[i].Status, checks[i].Remedy = verify.Skip, ""
-			checks[i].Detail = "not as in the backup set, which is younger than the snapshot: " + c.Detail
-		}
+	at, err := m.snapshotTaken()
+	if err != nil || at.IsZero() {
+		return time.Time{}, err
 	}
-	return checks
+	return at.Add(time.Duration(m.Facts.Host.Skew) * time.Second), nil
 }
 
 func check(id, name, target string, differences []string, fine string) verify.Check {
@@ -193,6 +193,7 @@ type kept struct {
 		Namespace       string            `json:"namespace"`
 		Name            string            `json:"name"`
 		UID             string            `json:"uid"`
+		Created         time.Time         `json:"creationTimestamp"`
 		OwnerReferences []json.RawMessage `json:"ownerReferences"`
 	} `json:"metadata"`
 	Spec struct {
@@ -242,24 +243,37 @@ func (m *Migration) objectsCheck(ctx context.Context, c *cluster.Client) (verify
 		return verify.Check{}, err
 	}
 	n := 0
-	var differ []string
-	err := eachKept(m, objects, func(o kept) error {
+	var differ, between []string
+	at, err := m.returnedTo()
+	if err != nil {
+		return verify.Check{}, err
+	}
+	err = eachKept(m, objects, func(o kept) error {
 		if o.fleeting() {
 			return nil
 		}
 		n++
 		now, ok := have[o.APIVersion+" "+o.name()]
+		// Of an object that is there, nothing tells when its addresses were given.
+		into := &differ
+		if younger := !o.Metadata.Created.Before(at.Truncate(time.Second)); !at.IsZero() && (younger || ok && now.uid == o.Metadata.UID) {
+			into = &between
+		}
 		switch ips := strings.Join(o.Spec.ClusterIPs, ","); {
 		case !ok:
-			differ = append(differ, o.name()+" is gone")
+			*into = append(*into, o.name()+" is gone")
 		case now.uid != o.Metadata.UID:
-			differ = append(differ, o.name()+" is another one of that name")
+			*into = append(*into, o.name()+" is another one of that name")
 		case now.ips != ips:
-			differ = append(differ, fmt.Sprintf("%s has the addresses %s instead of %s", o.name(), now.ips, ips))
+			*into = append(*into, fmt.Sprintf("%s has the addresses %s instead of %s", o.name(), now.ips, ips))
 		}
 		return nil
 	})
-	return check(sameObjects, "the same objects and ClusterIPs", m.Plan.Metadata.Name, differ, fmt.Sprintf("%d objects", n)), err
+	out := check(sameObjects, "the same objects and ClusterIPs", m.Plan.Metadata.Name, differ, fmt.Sprintf("%d objects", n))
+	if out.Status == verify.Pass && len(between) > 0 {
+		out.Status, out.Detail = verify.Skip, "not as in the backup set, and made or changed after the snapshot: "+few(between)
+	}
+	return out, err
 }
 
 // eachLine calls do for every line that is written to it.

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/client-go/kubernetes"
@@ -163,6 +164,43 @@ func serving(t *testing.T, objects map[string]string) *cluster.Client {
 	kube, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
 	require.NoError(t, err)
 	return &cluster.Client{Kube: kube}
+}
+
+// After a return by snapshot only what was made after the snapshot may be gone.
+func TestObjectsCheckAfterAReturn(t *testing.T) {
+	const gone = `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"data","uid":"1","creationTimestamp":"TIME"}}`
+	const service = `{"apiVersion":"v1","kind":"Service","metadata":{"name":"db","namespace":"data","uid":"2","creationTimestamp":"2020-01-01T00:00:00Z"},"spec":{"clusterIPs":["10.43.0.20"]}}`
+	for _, tc := range []struct {
+		name    string
+		created time.Duration // after the snapshot
+		now     map[string]string
+		status  verify.Status
+		detail  string
+	}{
+		{"made before", -time.Minute, map[string]string{"namespaces": "", "services": service, "pods": ""}, verify.Fail, "Namespace /data is gone"},
+		{"made since", time.Minute, map[string]string{"namespaces": "", "services": service, "pods": ""}, verify.Skip, "made or changed after the snapshot: Namespace /data is gone"},
+		{"made since, and another is gone", time.Minute, map[string]string{"namespaces": "", "services": "", "pods": ""}, verify.Fail, "Service data/db is gone"},
+		{"another of the name", time.Minute, map[string]string{"namespaces": "", "services": strings.Replace(service, `"2"`, `"9"`, 1), "pods": ""}, verify.Fail, "Service data/db is another one of that name"},
+		{"another address", time.Minute, map[string]string{"namespaces": "", "services": strings.Replace(service, "43.0.20", "43.0.21", 1), "pods": ""}, verify.Skip, "Service data/db has the addresses"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := atHome(t)
+			m.Plan.Spec.Snapshot, m.Via = ownSnapshot(), ViaSnapshot
+			m.Facts.Host.Skew = 3600 // the objects' times are by the host's clock
+			reached(t, m, "preflight", intent(snapshotStep, "create"), done(snapshotStep, "create", "null"))
+			at, err := m.snapshotTaken()
+			require.NoError(t, err)
+			space := strings.Replace(gone, "TIME", at.Add(time.Hour+tc.created).UTC().Format(time.RFC3339), 1)
+			require.NoError(t, m.create(objects, backup.KindObjects, func(w io.Writer) error {
+				_, err := io.WriteString(w, strings.Join([]string{space, service, ""}, "\n"))
+				return err
+			}))
+			got, err := m.objectsCheck(t.Context(), serving(t, tc.now))
+			require.NoError(t, err)
+			require.Equal(t, tc.status, got.Status, got.Detail)
+			require.Contains(t, got.Detail, tc.detail)
+		})
+	}
 }
 
 func TestObjectsCheck(t *testing.T) {

@@ -95,19 +95,32 @@ func (m *Migration) compareVolumes(ctx context.Context) ([]verify.Check, error) 
 	if err != nil {
 		return nil, err
 	}
+	at, err := m.returnedTo()
+	if err != nil {
+		return nil, err
+	}
 	var checks []verify.Check
 	for _, v := range m.Facts.Cluster.Volumes {
 		if !v.Copied() {
 			continue
 		}
 		c := verify.Check{ID: verify.VolumeContents, Name: "volume contents", Target: v.Namespace + "/" + v.Claim, Status: verify.Pass}
-		d, err := restore.Compare(ctx, h, v.Ref(), set)
+		var d restore.Differences
+		if at.IsZero() {
+			d, err = restore.Compare(ctx, h, v.Ref(), set)
+		} else {
+			d, err = restore.CompareReturned(ctx, h, v.Ref(), set, fmt.Sprintf("%d.%09d", at.Unix(), at.Nanosecond()))
+		}
 		if err != nil {
 			return nil, err
 		}
-		if d.Equal() {
+		switch {
+		case d.Equal() && d.BetweenTotal > 0:
+			c.Status = verify.Skip
+			c.Detail = fmt.Sprintf("%d entries; %d are not as in the backup set, and were written or removed after the snapshot, the first: %s", d.Entries, d.BetweenTotal, d.Between[0])
+		case d.Equal():
 			c.Detail = fmt.Sprintf("%d entries; as backed up but for %d written since", d.Entries, d.WrittenTotal)
-		} else {
+		default:
 			c.Status = verify.Fail
 			c.Detail = fmt.Sprintf("%d entries are not as backed up, the first: %s", d.LostTotal, d.Lost[0])
 			c.Remedy = "look at them on the host before anything writes to the volume again; the backup set has them"
