@@ -236,7 +236,7 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if err != nil {
 		return err
 	}
-	if err := m.reach(ctx, before); err != nil {
+	if _, err := m.reach(ctx, before); err != nil {
 		return err
 	}
 	ctx, release, err := m.holdHost(ctx, journal)

@@ -65,11 +65,12 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 		r.Bind = m.bind(state.Bind.Extra[hostKey])
 		return r.Run(ctx, until) // which says so
 	}
+	started := false
 	if begun(state) {
 		if err := m.haveFacts(); err != nil {
 			return err
 		}
-		if err := m.reach(ctx, state); err != nil {
+		if started, err = m.reach(ctx, state); err != nil {
 			return err
 		}
 	}
@@ -104,7 +105,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	defer m.watch(ctx, h)()
 	ctx, stop := m.watchSnapshot(ctx)
 	defer func() { stop(&err) }()
-	if err := m.unmoved(ctx, state); err != nil {
+	if err := m.unmoved(ctx, state, started); err != nil {
 		return err
 	}
 	if !begun(state) {
@@ -166,8 +167,9 @@ func (m *Migration) beginAnew() error {
 }
 
 // unmoved refuses to go on with a run whose host or cluster is no longer what it
-// began with. Facts that this very process took need no second look.
-func (m *Migration) unmoved(ctx context.Context, before runner.State) error {
+// began with. Facts that this very process took need no second look. Where the host was started just now, K3s is waited for:
+// one that is still starting is no change.
+func (m *Migration) unmoved(ctx context.Context, before runner.State, started bool) error {
 	if !begun(before) {
 		return nil
 	}
@@ -179,6 +181,11 @@ func (m *Migration) unmoved(ctx context.Context, before runner.State) error {
 	}
 	if _, stopped := before.ActionState("quiesce", "stop"); stopped {
 		return nil // there is nobody to ask, and nothing new can have come
+	}
+	if started {
+		if err := m.waitNodes(ctx, 1); err != nil {
+			return fmt.Errorf("waiting for K3s, since the host may have been started anew: %w", err)
+		}
 	}
 	t := m.Progress.Wait("Comparing host and cluster with the facts of the run")
 	defer t.Done()

@@ -210,10 +210,11 @@ func (m *Migration) snapshotUnready(ctx context.Context, facts *survey.Facts) ([
 	return unready, nil
 }
 
-// reach makes the host answer again where an operation of the snapshot that was cut off has taken it away.
-func (m *Migration) reach(ctx context.Context, state runner.State) error {
+// reach makes the host answer again where an operation of the snapshot that was cut off may have taken it away, and tells
+// whether that may be: the host may then have been started just now.
+func (m *Migration) reach(ctx context.Context, state runner.State) (started bool, err error) {
 	if m.Facts == nil || !m.takesSnapshot() {
-		return nil
+		return false, nil
 	}
 	cut := func(actions []runner.ActionState, step string) string {
 		for _, a := range actions {
@@ -228,9 +229,9 @@ func (m *Migration) reach(ctx context.Context, state runner.State) error {
 		name = cut(back.Actions, back.At)
 	}
 	if name == "" {
-		return nil
+		return false, nil
 	}
-	return m.snapshotMethod().Reach(ctx, name)
+	return !m.Plan.Spec.Snapshot.Method.OnItsDisks(), m.snapshotMethod().Reach(ctx, name)
 }
 
 // detour is the way back by the snapshot; nil for the steps' own.

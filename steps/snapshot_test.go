@@ -266,3 +266,56 @@ func TestWhenTheSnapshotWasTaken(t *testing.T) {
 		})
 	}
 }
+
+// The host may have been started anew where an operation that takes it away was cut off, and there alone.
+func TestReach(t *testing.T) {
+	back := runner.Record{Event: runner.Rollback, Step: whole, Data: []byte(`{"via":"snapshot","at":"install"}`)}
+	lvm := &plans.Snapshot{Method: plans.SnapshotLVM}
+	complete := runner.Record{Event: runner.StepComplete, Step: snapshotStep}
+	for _, c := range []struct {
+		name    string
+		plan    *plans.Snapshot
+		records []runner.Record
+		started bool
+	}{
+		{"none is taken", nil, []runner.Record{intent(snapshotStep, "create")}, false},
+		{"not begun", ownSnapshot(), nil, false},
+		{"cut off", ownSnapshot(), []runner.Record{intent(snapshotStep, "create")}, true},
+		{"failed", ownSnapshot(), []runner.Record{intent(snapshotStep, "create"), failed(snapshotStep, "create", "x")}, true},
+		{"cut off on its own disks", lvm, []runner.Record{intent(snapshotStep, "snapshot vg/root")}, false},
+		{"a hook was cut off", ownSnapshot(), []runner.Record{intent(snapshotStep, hookAction+"before")}, false},
+		{"complete", ownSnapshot(), []runner.Record{intent(snapshotStep, "create"), done(snapshotStep, "create", "null"), complete, intent("protect", objects)}, false},
+		{"a return was cut off", ownSnapshot(), []runner.Record{done(snapshotStep, "create", "null"), complete, back, undoing("install", "restore")}, true},
+		{"a return goes on elsewhere", ownSnapshot(), []runner.Record{done(snapshotStep, "create", "null"), complete, back, undoing("install", "restore"), undone("install", "restore", "null")}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := atHome(t)
+			m.Plan.Spec.Snapshot = c.plan
+			reached(t, m, "preflight", c.records...)
+			state, err := m.State()
+			require.NoError(t, err)
+			started, err := m.reach(t.Context(), state)
+			require.NoError(t, err)
+			assert.Equal(t, c.started, started)
+		})
+	}
+}
+
+// A host that was started just now has its K3s waited for, before anything is held against the facts.
+func TestStartedHostIsWaitedFor(t *testing.T) {
+	m := onSSH(t)
+	reached(t, m, "preflight", intent(snapshotStep, "create"))
+	state, err := m.State()
+	require.NoError(t, err)
+	const waits = "waiting for K3s, since the host may have been started anew"
+	require.ErrorContains(t, m.unmoved(t.Context(), state, true), waits)
+	err = m.unmoved(t.Context(), state, false)
+	require.Error(t, err, "there is no K3s")
+	assert.NotContains(t, err.Error(), waits)
+
+	j, err := runner.OpenJournal(m.JournalPath())
+	require.NoError(t, err)
+	defer j.Close()
+	require.NoError(t, j.Append(intent("quiesce", "stop")))
+	require.NoError(t, m.unmoved(t.Context(), j.State(), true), "one that the run has stopped is not waited for")
+}
