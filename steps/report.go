@@ -431,7 +431,11 @@ func (d *document) remains() {
 		add(host, sysctlFile, "IPv6 forwarding, and router advertisements accepted meanwhile")
 	}
 	if left := d.m.SnapshotLeft(); len(left) > 0 {
-		add(host, strings.Join(left, "; "), "removes what is left of the snapshot that was taken first")
+		where := "laptop"
+		if d.m.SnapshotOnHost() {
+			where = host
+		}
+		add(where, strings.Join(left, "; "), "removes what is left of the snapshot that was taken first")
 	}
 	for _, r := range d.records {
 		if r.Event != runner.Undone {

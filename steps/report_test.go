@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/report"
 	"sunbeam.pt/k3s-dualstack/runner"
 	"sunbeam.pt/k3s-dualstack/verify"
@@ -178,6 +179,26 @@ func TestDocumentStopped(t *testing.T) {
 				assert.Equal(t, test.open, r.Stopped[test.windows-1].Open)
 			}
 		})
+	}
+}
+
+// What is left of the snapshot is removed where its commands are typed.
+func TestDocumentTellsWhereTheSnapshotIsRemoved(t *testing.T) {
+	onHost := ownSnapshot()
+	onHost.Command.On = plans.OnHost
+	for where, s := range map[string]*plans.Snapshot{"laptop": ownSnapshot(), "dedi": onHost} {
+		m := atHome(t)
+		m.Plan.Spec.Snapshot = s
+		reached(t, m, "preflight", intent(snapshotStep, "create"))
+		var found []string
+		for _, x := range documentOf(t, m).Remains {
+			if x.Path == "the program of spec.snapshot.command.delete" {
+				found = append(found, x.Where)
+			}
+		}
+		assert.Equal(t, []string{where}, found)
+		_, err := m.Unwind(t.Context(), "")
+		require.ErrorContains(t, err, "what removes it, on the "+map[string]string{"laptop": "laptop", "dedi": "host"}[where]+", is: the program of")
 	}
 }
 

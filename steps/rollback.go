@@ -39,13 +39,14 @@ func (e *WholeError) Error() string {
 
 // UnbegunError says that there is nothing to roll back.
 type UnbegunError struct {
-	// Snapshot are the commands that remove the host's snapshot, where one was begun.
+	// Snapshot are the commands that remove the host's snapshot, where one was begun; OnHost tells whether they are typed there.
 	Snapshot []string
+	OnHost   bool
 }
 
 func (e *UnbegunError) Error() string {
 	if len(e.Snapshot) > 0 {
-		return "nothing to roll back: no run of this plan has reached a checkpoint, and nothing was changed but that a snapshot of the host was begun; `migrate run` goes on with it, and what removes it is: " + strings.Join(e.Snapshot, "; ")
+		return "nothing to roll back: no run of this plan has reached a checkpoint, and nothing was changed but that a snapshot of the host was begun; `migrate run` goes on with it, and what removes it, on the " + map[bool]string{true: "host", false: "laptop"}[e.OnHost] + ", is: " + strings.Join(e.Snapshot, "; ")
 	}
 	return "nothing to roll back: no run of this plan has reached a checkpoint, and nothing was changed on host or cluster"
 }
@@ -105,7 +106,7 @@ func (m *Migration) target(state runner.State, to string) (string, error) {
 	case state.Rollback != nil:
 		return state.Rollback.To, nil
 	case last == "":
-		return "", &UnbegunError{m.SnapshotLeft()}
+		return "", &UnbegunError{m.SnapshotLeft(), m.SnapshotOnHost()}
 	case last == "verify":
 		return "", &WholeError{Checkpoint: last}
 	}
@@ -123,7 +124,7 @@ func (m *Migration) Unwind(ctx context.Context, to string) (Unwinding, error) {
 		if begun(state) && state.RolledBack != whole {
 			return Unwinding{}, m.haveFacts()
 		}
-		return Unwinding{}, &UnbegunError{m.SnapshotLeft()}
+		return Unwinding{}, &UnbegunError{m.SnapshotLeft(), m.SnapshotOnHost()}
 	}
 	if to, err = m.target(state, to); err != nil {
 		return Unwinding{}, err

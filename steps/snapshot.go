@@ -357,7 +357,13 @@ func (e *PendingError) Error() string {
 	return text
 }
 
-// SnapshotLeft are the commands that remove what is left of the run's snapshot on the host, those of the plan's author by
+// SnapshotOnHost tells whether what removes the plan's snapshot is typed on the host, and not on the laptop.
+func (m *Migration) SnapshotOnHost() bool {
+	s := m.Plan.Spec.Snapshot
+	return s != nil && (s.Method.OnItsDisks() || s.Method == plans.SnapshotCommand && s.Command.On == plans.OnHost)
+}
+
+// SnapshotLeft are the commands that remove what is left of the run's snapshot, those of the plan's author by
 // their field alone; none where it took none, has removed it, or has used it up in a return.
 func (m *Migration) SnapshotLeft() (commands []string) {
 	if m.Facts == nil || !m.takesSnapshot() {
