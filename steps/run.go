@@ -61,6 +61,7 @@ func (m *Migration) Run(ctx context.Context, until string, observer runner.Obser
 	defer journal.Close()
 	r := runner.Runner{Steps: m.Sequence(), Journal: journal, Observer: observer, Pauser: m.Pauser, Confirm: confirm}
 	state := journal.State()
+	defer func() { err = wayOn(state, err) }()
 	if state.Finished || state.Rollback != nil {
 		r.Bind = m.bind(state.Bind.Extra[hostKey])
 		return r.Run(ctx, until) // which says so

@@ -133,6 +133,17 @@ func snapshotBind(s *plans.Snapshot) any {
 	return bound
 }
 
+// wayOn says of a plan that has the snapshot taken otherwise than the run began with how a run with it begins, where the
+// snapshot could not be taken and nothing is lost with the run.
+func wayOn(state runner.State, err error) error {
+	var changed *runner.ChangedError
+	if !errors.As(err, &changed) || state.StepState(snapshotStep).Complete ||
+		slices.ContainsFunc(changed.Changes, func(c runner.Change) bool { return c.Name != snapshotKey }) {
+		return err
+	}
+	return fmt.Errorf("%w\nThe snapshot was not taken yet, and nothing else was done on host or cluster: to have it taken otherwise, name another directory as spec.workDir and repeat the command, which begins a new run; what the first attempt left of a snapshot, if anything, is to be removed by hand", err)
+}
+
 // snapshotted are an operation list's actions.
 func (m *Migration) snapshotted(list []snapshot.Operation) []runner.Action {
 	var out []runner.Action

@@ -319,3 +319,31 @@ func TestStartedHostIsWaitedFor(t *testing.T) {
 	require.NoError(t, j.Append(intent("quiesce", "stop")))
 	require.NoError(t, m.unmoved(t.Context(), j.State(), true), "one that the run has stopped is not waited for")
 }
+
+// Where the snapshot could not be taken, the refusal of a plan that takes another says how to go on; once it was taken, the
+// run's plan is to be put back.
+func TestAnotherSnapshotThanBegun(t *testing.T) {
+	const wayOn = "name another directory as spec.workDir"
+	for _, c := range []struct {
+		name, was string
+		more      []runner.Record
+		want      bool
+	}{
+		{"not taken", `{"spec.snapshot":"{\"method\":\"lvm\",\"size\":\"20Gi\"}"}`, nil, true},
+		{"and more is another", `{"spec.snapshot":"{\"method\":\"lvm\"}","spec.k3s.version":"v1.0.0+k3s1"}`, nil, false},
+		{"taken", `{"spec.snapshot":"{\"method\":\"lvm\"}"}`, []runner.Record{{Event: runner.StepComplete, Step: snapshotStep}}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := onSSH(t)
+			m.Plan.Spec.Snapshot = &plans.Snapshot{Method: plans.SnapshotLVM, Size: "10Gi"}
+			reached(t, m, "preflight", append([]runner.Record{
+				{Event: runner.Begin, Data: []byte(`{"plan":"` + m.Plan.Metadata.Name + `","extra":` + c.was + `}`)},
+				intent(snapshotStep, "snapshot vg/root"), failed(snapshotStep, "snapshot vg/root", "no room"),
+			}, c.more...)...)
+			err := m.Run(t.Context(), "", nil, nil)
+			var changed *runner.ChangedError
+			require.ErrorAs(t, err, &changed)
+			assert.Equal(t, c.want, strings.Contains(err.Error(), wayOn), "%v", err)
+		})
+	}
+}
