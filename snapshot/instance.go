@@ -375,7 +375,7 @@ func (i *scwInstance) back(ctx context.Context) error {
 	ordered := orders{}
 	var shots []shot
 	changed := false
-	next := fmt.Sprintf("repeat the command, which goes on from there; by hand: %s, where the volumes named …-as-before-%s belong in the place of the present ones, then power it on (`scw instance server start %s zone=%s`)", i.console(), i.Name, i.at.ID, i.at.Zone)
+	next := fmt.Sprintf("repeat the command, which goes on from there; by hand: put the volumes named …-as-before-%s in the place of the present ones, and %s; where none is in place yet, `migrate rollback --via backup` powers it on as it is", i.Name, i.onByHand())
 	err := i.until(ctx, "Putting volumes as the snapshots have them in the place of the present ones", i.pace.shot, next, func(ctx context.Context, c *scw.Client) (bool, string, error) {
 		var err error
 		if shots, err = i.whole(ctx, c); err != nil {
@@ -495,12 +495,66 @@ func (i *scwInstance) place(ctx context.Context, c *scw.Client, server *instance
 	return err
 }
 
-// Reach ends a return that was cut off: the Instance may be powered off, or without volumes.
+// Reach powers the Instance on where a return that was cut off has left it off. The return itself it leads on only where
+// volumes made of the snapshots are in place already: before that, going on is for a person to ask for, and what stopped the
+// return, such as a quota, must not keep the other way back closed.
 func (i *scwInstance) Reach(ctx context.Context, cut string) error {
 	if cut != "return" {
 		return nil
 	}
-	return i.back(ctx)
+	next := i.onByHand() + ", then repeat the command"
+	ordered := orders{}
+	begun := false
+	err := i.until(ctx, "Seeing that it is powered on", i.pace.state, next, func(ctx context.Context, c *scw.Client) (bool, string, error) {
+		server, err := i.get(ctx, c)
+		if err != nil {
+			return false, "", err
+		}
+		if begun, err = i.begun(ctx, c, server); err != nil {
+			return false, "", err
+		}
+		state := string(server.State)
+		switch {
+		case begun || server.State == instance.ServerStateRunning:
+			return true, state, nil
+		case server.State == instance.ServerStateLocked:
+			return false, "", final("it is locked (%s): ask Scaleway's support", server.StateDetail)
+		case server.State == instance.ServerStateStopped || server.State == instance.ServerStateStoppedInPlace:
+			return false, state, i.order(ctx, c, ordered, instance.ServerActionPoweron)
+		}
+		return false, state, nil
+	})
+	switch {
+	case err == nil && begun:
+		return i.back(ctx)
+	case err == nil:
+		return i.answers(ctx, "", next)
+	case ctx.Err() == nil && i.bootID(ctx) != "":
+		return nil // without the API nothing takes it away
+	}
+	return err
+}
+
+// begun tells whether a volume made of a snapshot is in its place.
+func (i *scwInstance) begun(ctx context.Context, c *scw.Client, server *instance.Server) (bool, error) {
+	shots, err := i.shots(ctx, c)
+	if err != nil {
+		return false, err
+	}
+	volumes, err := i.made(ctx, c)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(shots, func(s shot) bool {
+		v, there := volumes[s.id]
+		present := server.Volumes[tagged(s.tags, "slot")]
+		return there && present != nil && present.ID == v.id
+	}), nil
+}
+
+// onByHand is how a person powers it on.
+func (i *scwInstance) onByHand() string {
+	return fmt.Sprintf("power it on (`scw instance server start %s zone=%s`, or %s)", i.at.ID, i.at.Zone, i.console())
 }
 
 func (i *scwInstance) Remove() []Operation {

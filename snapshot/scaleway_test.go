@@ -245,8 +245,18 @@ func (f *fakeScaleway) returned(t *testing.T) {
 	}
 }
 
-// Wherever it is cut off, the next attempt makes nothing twice and comes to the same end.
+// present tells whether the Instance has the volumes that it had before any return.
+func (f *fakeScaleway) present() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.volumes["0"] == "vol-root" && f.volumes["1"] == "vol-data"
+}
+
+// Wherever it is cut off, the next attempt makes nothing twice and comes to the same end. A return of which no volume is in
+// place yet is not led on by Reach, which powers the Instance on as it is.
 func TestInstanceCutOff(t *testing.T) {
+	asBefore := 0
+	defer func() { require.Greater(t, asBefore, 3) }()
 	for _, part := range []string{"take", "return"} {
 		for n := 1; ; n++ {
 			f := newFakeScaleway(t)
@@ -273,7 +283,17 @@ func TestInstanceCutOff(t *testing.T) {
 			cancel()
 			again, _ := instanceOf(t, f)
 			if part == "return" {
+				made, writes := len(f.of(false)), len(f.writes())
 				require.NoError(t, again.Reach(t.Context(), "return"), "cut off at request %d", n)
+				require.Equal(t, "own", f.machine.now(), "cut off at request %d", n)
+				if f.present() {
+					asBefore++
+					require.Len(t, f.of(false), made, "no volume is made")
+					for _, w := range f.writes()[writes:] {
+						require.True(t, strings.HasSuffix(w, "/action"), w)
+					}
+					require.NoError(t, again.back(t.Context()))
+				}
 				f.returned(t)
 			} else {
 				require.NoError(t, again.Reach(t.Context(), "snapshot"))
@@ -347,6 +367,34 @@ func TestInstanceFaults(t *testing.T) {
 		writes := len(f.writes())
 		require.Error(t, i.back(t.Context()))
 		require.Len(t, f.writes(), writes, "nothing is begun")
+	})
+	t.Run("a return for which there is no room", func(t *testing.T) {
+		f := newFakeScaleway(t)
+		i, _ := instanceOf(t, f)
+		require.NoError(t, i.take(t.Context()))
+		f.fail(fault{method: "POST", suffix: "/volumes", times: -1, status: 403, body: `{"type":"quotas_exceeded","details":[{"resource":"volume","quota":5,"current":5}]}`})
+		require.ErrorContains(t, i.back(t.Context()), "volume has reached its quota (5/5)")
+		writes := len(f.writes())
+		again, _ := instanceOf(t, f)
+		require.NoError(t, again.Reach(t.Context(), "return"))
+		require.Len(t, f.writes(), writes, "it runs: the other way back is open, and nothing is asked for again")
+		pending, err := again.Pending(t.Context())
+		require.NoError(t, err)
+		require.Empty(t, pending)
+
+		for _, x := range f.resources {
+			if x.Snapshot {
+				delete(f.resources, x.ID)
+				break
+			}
+		}
+		f.machine.start("", "")
+		f.state = "stopped"
+		require.NoError(t, again.Reach(t.Context(), "return"), "a snapshot is gone")
+		require.Equal(t, "own", f.machine.now())
+		require.True(t, f.present())
+		f.fail(fault{method: "GET", suffix: fakeID, times: -1, status: 401, body: `{"type":"denied_authentication","method":"api_key","reason":"expired","message":"authentication is denied"}`})
+		require.NoError(t, again.Reach(t.Context(), "return"), "the key has expired, and the host answers")
 	})
 	t.Run("scratch", func(t *testing.T) {
 		f := newFakeScaleway(t)
