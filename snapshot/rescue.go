@@ -813,6 +813,9 @@ func (r *scwRescue) write(ctx context.Context) error {
 		return r.backFrom(ctx, nil)
 	}
 	if begun, markErr := r.marked(); begun || markErr != nil {
+		if strings.HasSuffix(err.Error(), r.stay()) {
+			return err
+		}
 		return fmt.Errorf("%w; %s", err, r.stay())
 	}
 	return r.backFrom(ctx, fmt.Errorf("%w; nothing was written", err))

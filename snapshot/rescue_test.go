@@ -433,3 +433,51 @@ func TestRescueNeverUp(t *testing.T) {
 		})
 	}
 }
+
+// What fails for good while the server is away ends with how to get it back, as what takes too long does.
+func TestRescueLostForGood(t *testing.T) {
+	const expired = `{"type":"denied_authentication","method":"api_key","reason":"expired","message":"authentication is denied"}`
+	expire := func(r *rescued) {
+		r.f.fail(fault{method: "GET", suffix: fakeID, times: -1, status: 401, body: expired})
+	}
+	for name, fail := range map[string]struct {
+		fail func(*rescued)
+		err  string
+	}{
+		"expired key": {expire, "API key is expired"},
+		"forbidden": {func(r *rescued) {
+			r.f.fail(fault{method: "GET", suffix: fakeID, times: -1, status: 403, body: `{"type":"permissions_denied","message":"insufficient permissions","details":[{"resource":"server","action":"read"}]}`})
+		}, "read server"},
+		"broken": {func(r *rescued) { r.f.mu.Lock(); r.f.state, r.f.next = "error", nil; r.f.mu.Unlock() }, "its status is error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRescued(t, plans.ScalewayElasticMetal)
+			require.NoError(t, r.enter(t.Context(), r.byHand()))
+			fail.fail(r)
+			_, normal := r.machine.commands()
+			err := r.Reach(t.Context(), "image")
+			require.ErrorContains(t, err, fail.err)
+			require.ErrorContains(t, err, normal)
+			require.ErrorContains(t, err, r.console())
+			r.secretless(t, err)
+		})
+	}
+	t.Run("disks written in part", func(t *testing.T) {
+		r := newRescued(t, plans.ScalewayElasticMetal)
+		require.NoError(t, r.take(t.Context()))
+		require.NoError(t, r.mark(true))
+		expire(r)
+		err := r.Reach(t.Context(), "write")
+		require.ErrorContains(t, err, "API key is expired")
+		require.Equal(t, 1, strings.Count(err.Error(), "do not start it from its disks"), err.Error())
+	})
+	t.Run("instance", func(t *testing.T) {
+		f := newFakeScaleway(t)
+		i, _ := instanceOf(t, f)
+		require.NoError(t, i.take(t.Context()))
+		f.fail(fault{method: "PATCH", suffix: fakeID, times: -1, status: 403, body: `{"type":"permissions_denied","message":"insufficient permissions","details":[{"resource":"server","action":"write"}]}`})
+		err := i.back(t.Context())
+		require.ErrorContains(t, err, "write server")
+		require.ErrorContains(t, err, "scw instance server start "+fakeID+" zone=fr-par-2")
+	})
+}

@@ -295,11 +295,11 @@ func (e *LateError) Error() string {
 
 // until leads something to where it should be. Each step looks at what is, does the one thing that is next where
 // anything is, and tells the state that it saw. Errors that pass are waited out, too. next is what a person can do
-// when it takes longer than limit.
+// when it takes longer than limit, or fails for good: the server may be away.
 func (s *scaleway) until(ctx context.Context, what string, limit time.Duration, next string, step func(context.Context, *scw.Client) (done bool, state string, err error)) error {
 	c, err := s.client()
 	if err != nil {
-		return s.explain(what, err)
+		return fmt.Errorf("%w; %s", s.explain(what, err), next)
 	}
 	t := s.Progress.Wait(what)
 	defer t.Done()
@@ -312,7 +312,7 @@ func (s *scaleway) until(ctx context.Context, what string, limit time.Duration, 
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil && !passing(err):
-			return s.explain(what, err)
+			return fmt.Errorf("%w; %s", s.explain(what, err), next)
 		case err != nil:
 			state = firstLine(said(err))
 		}
