@@ -40,6 +40,7 @@ type scwRescue struct {
 	machine machine
 	port    int // of the rescue system's SSH server
 	tools   tools
+	free    func() int64 // for tests: what is free where the images are kept
 }
 
 // machine is a server that has a rescue mode.
@@ -482,7 +483,7 @@ func (r *scwRescue) covered(ctx context.Context, h *remote.Host) error {
 	return nil
 }
 
-// room refuses images for which the laptop may have no room.
+// room refuses images for which the laptop may have no room. What images of an earlier attempt take counts as free.
 func (r *scwRescue) room(drives []drive) error {
 	var need int64
 	for _, d := range drives {
@@ -501,10 +502,34 @@ func (r *scwRescue) room(drives []drive) error {
 		dir = filepath.Dir(dir)
 	}
 	free := int64(st.Bavail) * int64(st.Bsize) //nolint:unconvert // other systems have other types
-	if free >= need || r.at.ImagesFit {
+	if r.free != nil {
+		free = r.free()
+	}
+	theirs, err := r.size()
+	if err != nil {
+		return fmt.Errorf("spec.snapshot.scaleway.images: looking how much is in %s: %w", r.dir(), err)
+	}
+	if free += theirs; free >= need || r.at.ImagesFit {
 		return nil
 	}
 	return fmt.Errorf("spec.snapshot.scaleway.images: %s has %s free, and the disks have %s; images are compressed, but nobody knows by how much: name a directory with more room, or, where you know that they will fit, write imagesFit: true", dir, bytes(free), bytes(need))
+}
+
+// size is what the images take that are there, which new ones replace.
+func (r *scwRescue) size() (sum int64, err error) {
+	err = filepath.WalkDir(filepath.Join(r.dir(), "disks"), func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			var info fs.FileInfo
+			if info, err = e.Info(); err == nil {
+				sum += info.Size()
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return sum, err
 }
 
 func (r *scwRescue) Take() []Operation {
@@ -575,10 +600,20 @@ func (r *scwRescue) images(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What the page cache holds would be lost with the reset; a host that does not answer has nothing to say here.
-	if h, err := r.Host(ctx); err == nil {
+	// Before the reset, so that what is refused takes nothing away; a host that does not answer has nothing to say here.
+	asked := false
+	if own, err := r.Host(ctx); err == nil {
+		drives, err := r.drives(ctx, own)
+		if err == nil {
+			err = r.room(drives)
+		}
+		if err != nil && !errors.Is(err, remote.ErrConnectionLost) {
+			return err
+		}
+		asked = err == nil
+		// What the page cache holds would be lost.
 		look, cancel := context.WithTimeout(ctx, time.Minute)
-		_ = h.Run(look, "sync")
+		_ = own.Run(look, "sync")
 		cancel()
 	}
 	if err := r.enter(ctx, r.byHand()); err != nil {
@@ -593,8 +628,18 @@ func (r *scwRescue) images(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.room(drives); err != nil {
-		return err
+	if !asked {
+		if err := r.room(drives); err != nil {
+			return err
+		}
+	}
+	// Beside the new ones there may be no room for them.
+	for i := range drives {
+		if a, ok := set.Artifact(r.artifact(i)); ok && a.Meta[metaSession] != session {
+			if err := set.Remove(a.Name); err != nil {
+				return err
+			}
+		}
 	}
 	for i, d := range drives {
 		for try := 1; ; try++ {

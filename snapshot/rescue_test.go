@@ -481,3 +481,28 @@ func TestRescueLostForGood(t *testing.T) {
 		require.ErrorContains(t, err, "scw instance server start "+fakeID+" zone=fr-par-2")
 	})
 }
+
+// What an earlier attempt has left counts as free, and what is refused is refused before the server is restarted.
+func TestRescueRoom(t *testing.T) {
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	const room = 2 * fakeDiskSize
+	r.free = func() int64 { return room - 1 }
+	require.ErrorContains(t, r.take(t.Context()), "imagesFit: true")
+	require.Empty(t, r.f.writes(), "it was not restarted for that")
+	require.Equal(t, "own", r.f.machine.now())
+
+	r.free = func() int64 { return room }
+	require.NoError(t, r.take(t.Context()))
+	set, err := r.set(true)
+	require.NoError(t, err)
+	require.NoError(t, set.Remove(r.artifact(1)), "as if it had been cut off before that one")
+	first, _ := set.Artifact(r.artifact(0))
+	again := r.again()
+	again.free = func() int64 { return room - first.Size }
+	require.NoError(t, again.take(t.Context()))
+	require.NoError(t, again.Return()[0].Run(t.Context()))
+	set, err = again.set(false)
+	require.NoError(t, err)
+	now, _ := set.Artifact(r.artifact(0))
+	require.NotEqual(t, first.Meta[metaSession], now.Meta[metaSession])
+}
