@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
+
+	"sunbeam.pt/k3s-dualstack/plans"
 )
 
 // A rescue system's host key is accepted when it is seen first, and from then on no other.
@@ -84,7 +86,18 @@ func TestRescuePassword(t *testing.T) {
 	require.Contains(t, err.Error(), "the rescue system's password")
 	require.NotContains(t, err.Error(), password)
 
-	host, err := Dial(t.Context(), h, s.quick(t), Rescue(password))
+	// The system in whose place it comes is given nothing, whichever way it lets in.
+	own := ssh.FingerprintSHA256(s.hostKeys[0])
+	byKey := h
+	byKey.IdentityFiles = []string{s.key}
+	for _, h := range []plans.Host{h, byKey} {
+		_, err = Dial(t.Context(), h, s.quick(t), Rescue(password, "SHA256:other", own))
+		require.Error(t, err)
+		require.NoFileExists(t, "/etc/sudoers.d/zz-k3s-dualstack")
+	}
+	require.ErrorContains(t, err, "it is not the rescue system that answers")
+
+	host, err := Dial(t.Context(), h, s.quick(t), Rescue(password, "SHA256:other"))
 	require.NoError(t, err)
 	t.Cleanup(func() { host.Close() })
 	id, err := host.Output(t.Context(), "id -u")

@@ -431,12 +431,16 @@ type fakeMachine struct {
 	key       ssh.PublicKey
 	own       ssh.Signer
 	plan      plans.Host
-	cutAfter  int // bytes from the machine after which the connection is cut, once; 0 for never
-	takeAfter int // the same to the machine
+	cutAfter  int  // bytes from the machine after which the connection is cut, once; 0 for never
+	takeAfter int  // the same to the machine
+	late      int  // connections that its own system still answers after a start of the rescue system, which is then late
+	otherKey  bool // it shows a host key that is not the known one meanwhile, as one of another type
 
 	mu       sync.Mutex
-	system   string // "", "own" or "rescue"
-	deaf     bool   // the rescue system's SSH server does not come up
+	awaited  string   // password of the rescue system that is late
+	commands []string // that were run, each after its system
+	system   string   // "", "own" or "rescue"
+	deaf     bool     // the rescue system's SSH server does not come up
 	password string
 	boot     int
 	shown    ssh.Signer
@@ -488,6 +492,17 @@ func newSigner(t testing.TB) ssh.Signer {
 func (m *fakeMachine) start(system, password string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.late > 0 && system != "own" {
+		if m.awaited = password; password != "" && m.otherKey {
+			m.shown = newSigner(nil)
+		}
+		return
+	}
+	m.become(system, password)
+}
+
+// become is start, at once. The caller holds mu.
+func (m *fakeMachine) become(system, password string) {
 	m.system, m.password, m.shown = system, password, m.own
 	m.boot++
 	if system == "rescue" {
@@ -515,6 +530,12 @@ func (m *fakeMachine) now() string {
 func (m *fakeMachine) serve(c net.Conn) {
 	defer c.Close()
 	m.mu.Lock()
+	if m.awaited != "" {
+		if m.late--; m.late == 0 {
+			m.become("rescue", m.awaited)
+			m.awaited = ""
+		}
+	}
 	system, password, boot, shown, deaf := m.system, m.password, m.boot, m.shown, m.deaf
 	m.conns[c] = true
 	m.mu.Unlock()
@@ -562,6 +583,9 @@ func (m *fakeMachine) serve(c net.Conn) {
 				}
 				_ = r.Reply(true, nil)
 				command := string(r.Payload[4:])
+				m.mu.Lock()
+				m.commands = append(m.commands, system+" "+command)
+				m.mu.Unlock()
 				go m.exec(ch, strings.ReplaceAll(command, "cat /proc/sys/kernel/random/boot_id", fmt.Sprintf("echo boot-%d", boot)))
 			}
 		}()

@@ -72,11 +72,13 @@ type tools struct {
 	size, flush string // of a device
 	// release lets go of what the rescue system has opened of the disks by itself.
 	release string
+	btrfs   string // where the kernel lists the devices of each btrfs that is mounted
 }
 
 var rescueTools = tools{
 	size: "blockdev --getsize64", flush: "blockdev --flushbufs",
 	release: "swapoff -a; ! command -v vgchange >/dev/null || vgchange -q -an; ! command -v mdadm >/dev/null || mdadm -q --stop --scan; true",
+	btrfs:   "/sys/fs/btrfs",
 }
 
 // elasticMetal is an Elastic Metal server.
@@ -262,9 +264,29 @@ func (r *scwRescue) stay() string {
 	return fmt.Sprintf("its disks are written in part, so that it stays in its rescue system: do not start it from its disks, repeat the command, which writes them all anew; the images are in %s", r.dir())
 }
 
-// enter starts the rescue system; one that runs is used.
-func (r *scwRescue) enter(ctx context.Context, next string) error {
-	return r.bring(ctx, "Starting the rescue system", next, r.machine.rescue, func(m mode) bool { return m.rescue })
+// enter starts the rescue system, or uses one that runs, and logs in to it.
+func (r *scwRescue) enter(ctx context.Context, next string) (*remote.Host, error) {
+	own := r.ownSystem(ctx)
+	if err := r.bring(ctx, "Starting the rescue system", next, r.machine.rescue, func(m mode) bool { return m.rescue }); err != nil {
+		return nil, err
+	}
+	return r.connect(ctx, own, next)
+}
+
+// system is by what one that runs is told from another; "" for what is not known.
+type system struct{ hostKey, bootID string }
+
+// ownSystem is the server's, where it answers. What its page cache holds, which a reset would lose, is on its disks then.
+func (r *scwRescue) ownSystem(ctx context.Context) (own system) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	h, err := r.Host(ctx)
+	if err != nil {
+		return own
+	}
+	own.hostKey = h.HostKey()
+	own.bootID, _ = h.Output(ctx, "sync; "+bootID)
+	return own
 }
 
 // leave starts the server from its disks and waits until it answers.
@@ -297,8 +319,9 @@ func (r *scwRescue) bring(ctx context.Context, what, next string, order func(con
 	})
 }
 
-// connect logs in to the rescue system.
-func (r *scwRescue) connect(ctx context.Context, next string) (h *remote.Host, err error) {
+// connect logs in to the rescue system. That the API calls it started is no proof: its own system may answer until the
+// reset takes place.
+func (r *scwRescue) connect(ctx context.Context, own system, next string) (h *remote.Host, err error) {
 	err = r.until(ctx, "Waiting for the rescue system to answer", r.pace.start, next, func(ctx context.Context, c *scw.Client) (bool, string, error) {
 		a, err := r.machine.access(ctx, c)
 		switch {
@@ -314,9 +337,21 @@ func (r *scwRescue) connect(ctx context.Context, next string) (h *remote.Host, e
 		}
 		look, cancel := context.WithTimeout(ctx, rebootAsk)
 		defer cancel()
-		h, err = remote.Dial(look, target, remote.Rescue(a.password))
+		h, err = remote.Dial(look, target, remote.Rescue(a.password, own.hostKey))
 		if err != nil {
 			return false, firstLine(err.Error()), nil
+		}
+		now := ""
+		if h.HostKey() != own.hostKey {
+			now, err = h.Output(look, bootID)
+		}
+		switch {
+		case err != nil:
+			h.Close()
+			return false, firstLine(err.Error()), nil
+		case now == "" || now == own.bootID:
+			h.Close()
+			return false, "it is its own system still that answers", nil
 		}
 		return true, "", nil
 	})
@@ -611,15 +646,8 @@ func (r *scwRescue) images(ctx context.Context) error {
 			return err
 		}
 		asked = err == nil
-		// What the page cache holds would be lost.
-		look, cancel := context.WithTimeout(ctx, time.Minute)
-		_ = own.Run(look, "sync")
-		cancel()
 	}
-	if err := r.enter(ctx, r.byHand()); err != nil {
-		return err
-	}
-	h, err := r.connect(ctx, r.byHand())
+	h, err := r.enter(ctx, r.byHand())
 	if err != nil {
 		return err
 	}
@@ -655,15 +683,33 @@ func (r *scwRescue) images(ctx context.Context) error {
 	return nil
 }
 
+// using lists what of the disks is used by the system that runs. Nothing is let go of while file systems of theirs are
+// mounted or pools of theirs are imported. Of a btrfs lsblk tells a mount point at one of its devices, of a ZFS pool at none.
+const using = `disks=$(readlink -e -- %[1]s)
+used() {
+  for d in $disks; do
+    lsblk -nrpo NAME,MOUNTPOINT "$d" | awk '$2 != "" && $2 != "[SWAP]" { print $1 }'
+    for k in $(lsblk -nro KNAME "$d"); do
+      for member in %[2]s/*/devices/"$k"; do [ ! -e "$member" ] || echo "/dev/$k"; done
+      [ "$(lsblk -dnro FSTYPE "/dev/$k")" = zfs_member ] || continue
+      zpool list -H -o name | awk -v pool="$(lsblk -dnro LABEL "/dev/$k")" 'pool == "" || $0 == pool { n = 1 } END { exit !n }' && echo "/dev/$k"
+    done
+  done 2>/dev/null | sort -u
+}
+busy=$(used)
+if [ -z "$busy" ]; then
+  { %[3]s; } >/dev/null 2>&1
+  busy=$(used; for d in $disks; do lsblk -nrpo NAME,TYPE,MOUNTPOINT "$d" 2>/dev/null | awk '(NR > 1 && $2 != "part") || $3 != "" { print $1 }'; done)
+fi
+printf %%s "$busy" | sort -u`
+
 // prepare makes the disks quiet and tells what they are, and the session's boot id.
 func (r *scwRescue) prepare(ctx context.Context, h *remote.Host) ([]drive, string, error) {
 	drives, err := r.drives(ctx, h)
 	if err != nil {
 		return nil, "", err
 	}
-	busy, err := h.Output(ctx, "{ "+r.tools.release+"; } >/dev/null 2>&1\nfor d in $(readlink -e -- "+remote.Quote(r.at.Disks...)+`); do
-  lsblk -nrpo NAME,TYPE,MOUNTPOINT "$d" 2>/dev/null | awk '(NR > 1 && $2 != "part") || $3 != "" { print $1 }'
-done`)
+	busy, err := h.Output(ctx, fmt.Sprintf(using, remote.Quote(r.at.Disks...), r.tools.btrfs, r.tools.release))
 	if err != nil {
 		return nil, "", failed(h, "looking whether the rescue system uses the disks", err)
 	}
@@ -867,10 +913,7 @@ func (r *scwRescue) write(ctx context.Context) error {
 }
 
 func (r *scwRescue) writeAll(ctx context.Context, set *backup.Set, next string) error {
-	if err := r.enter(ctx, next); err != nil {
-		return err
-	}
-	h, err := r.connect(ctx, next)
+	h, err := r.enter(ctx, next)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,7 @@ func newRescued(t *testing.T, product plans.ScalewayProduct) *rescued {
 	make := func() *scwRescue {
 		r := newScaleway(a, quickPace).(*scwRescue)
 		r.port = f.machine.port
-		r.tools = tools{size: "stat -Lc %s", flush: "true", release: "true"}
+		r.tools = tools{size: "stat -Lc %s", flush: "true", release: "true", btrfs: filepath.Join(dir, "btrfs")}
 		return r
 	}
 	return &rescued{make(), f, slices.Clone(at.Disks), log, make}
@@ -452,10 +452,12 @@ func TestRescueLostForGood(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRescued(t, plans.ScalewayElasticMetal)
-			require.NoError(t, r.enter(t.Context(), r.byHand()))
+			h, err := r.enter(t.Context(), r.byHand())
+			require.NoError(t, err)
+			h.Close()
 			fail.fail(r)
 			_, normal := r.machine.commands()
-			err := r.Reach(t.Context(), "image")
+			err = r.Reach(t.Context(), "image")
 			require.ErrorContains(t, err, fail.err)
 			require.ErrorContains(t, err, normal)
 			require.ErrorContains(t, err, r.console())
@@ -505,4 +507,129 @@ func TestRescueRoom(t *testing.T) {
 	require.NoError(t, err)
 	now, _ := set.Artifact(r.artifact(0))
 	require.NotEqual(t, first.Meta[metaSession], now.Meta[metaSession])
+}
+
+// While the API calls the rescue system started and the server's own still answers, nothing is done to that.
+func TestRescueNotYet(t *testing.T) {
+	for name, known := range map[string]bool{"by its host key": true, "by its boot id": false} {
+		t.Run(name, func(t *testing.T) {
+			r := newRescued(t, plans.ScalewayElasticMetal)
+			before := r.read(t)
+			r.tools.release = ": letting go"
+			r.f.machine.otherKey = !known
+			r.f.machine.late = 3
+			require.NoError(t, r.take(t.Context()))
+			require.Zero(t, r.f.machine.late)
+			r.change(t)
+			r.f.machine.late = 3
+			require.NoError(t, r.write(t.Context()))
+			require.Zero(t, r.f.machine.late)
+			same(t, before, r.read(t))
+			systems := []string{}
+			for _, command := range r.f.machine.commands {
+				if strings.Contains(command, "letting go") {
+					systems = append(systems, command[:strings.Index(command, " ")])
+				}
+			}
+			require.Equal(t, []string{"rescue", "rescue"}, systems)
+		})
+	}
+}
+
+// Disks that a system uses are let go of by nobody. lsblk and zpool are FAKES, after what util-linux 2.38 and OpenZFS 2.1 print.
+func TestRescueUsed(t *testing.T) {
+	const lsblk = `#!/bin/sh
+case "$2" in
+KNAME) echo sdx; echo sdx1;;
+FSTYPE) [ "$3" != /dev/sdx1 ] || echo "$FAKE_FSTYPE";;
+LABEL) echo "tank\\x20two";;
+NAME,MOUNTPOINT) echo "/dev/sdx "; echo "/dev/sdx1 $FAKE_MOUNT";;
+NAME,TYPE,MOUNTPOINT) echo "/dev/sdx disk "; echo "/dev/sdx1 part $FAKE_MOUNT";;
+SERIAL) ;;
+*) echo "lsblk $*: not known to the fake" >&2; exit 1;;
+esac
+`
+	for name, c := range map[string]struct {
+		fsType, mount, pools string
+		member               bool // of a btrfs that is mounted
+		used                 bool
+	}{
+		"nothing":             {fsType: "ext4"},
+		"swap":                {fsType: "swap", mount: "[SWAP]", used: true}, // which stays, since the release is none
+		"mounted":             {fsType: "ext4", mount: "/", used: true},
+		"btrfs elsewhere":     {fsType: "btrfs"},
+		"btrfs, two devices":  {fsType: "btrfs", member: true, used: true},
+		"a pool":              {fsType: "zfs_member", pools: "tank two", used: true},
+		"pool not imported":   {fsType: "zfs_member", pools: "tank"},
+		"a pool on other":     {fsType: "ext4", pools: "tank two"},
+		"no pool is imported": {fsType: "zfs_member"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for tool, script := range map[string]string{"lsblk": lsblk, "zpool": "#!/bin/sh\n[ \"$*\" = 'list -H -o name' ] && [ -n \"$FAKE_POOLS\" ] && echo \"$FAKE_POOLS\"\n"} {
+				require.NoError(t, os.WriteFile(filepath.Join(dir, tool), []byte(script), 0o755))
+			}
+			member := filepath.Join(dir, "btrfs", "0b1a", "devices", "sdx1")
+			if !c.member {
+				member += "0"
+			}
+			require.NoError(t, os.MkdirAll(member, 0o755))
+			disk, released := filepath.Join(dir, "disk"), filepath.Join(dir, "released")
+			require.NoError(t, os.WriteFile(disk, nil, 0o600))
+			cmd := exec.Command("sh", "-c", fmt.Sprintf(using, remote.Quote(disk), filepath.Join(dir, "btrfs"), "touch "+remote.Quote(released)))
+			cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKE_FSTYPE="+c.fsType, "FAKE_MOUNT="+c.mount, "FAKE_POOLS="+c.pools)
+			cmd.Stderr = os.Stderr
+			out, err := cmd.Output()
+			require.NoError(t, err)
+			want := ""
+			if c.used {
+				want = "/dev/sdx1"
+			}
+			require.Equal(t, want, strings.TrimSpace(string(out)))
+			if c.used && c.mount != "[SWAP]" {
+				require.NoFileExists(t, released, "nothing is let go of")
+			} else {
+				require.FileExists(t, released)
+			}
+		})
+	}
+}
+
+// The second device of a btrfs that is mounted, of which lsblk tells no mount point.
+func TestRescueUsedBtrfs(t *testing.T) {
+	sshtest.Root(t)
+	sshtest.Need(t, "losetup", "mount")
+	sshtest.Need(t, "mkfs.btrfs", "btrfs-progs")
+	r := newRescued(t, plans.ScalewayElasticMetal)
+	dir := t.TempDir()
+	var devices []string
+	for i := range 2 {
+		file := filepath.Join(dir, fmt.Sprint(i))
+		require.NoError(t, os.WriteFile(file, nil, 0o600))
+		require.NoError(t, os.Truncate(file, 160<<20))
+		out, err := exec.Command("losetup", "-f", "--show", file).CombinedOutput()
+		if err != nil {
+			sshtest.Missing(t, fmt.Sprintf("no loop device to be had: %s", out))
+		}
+		device := strings.TrimSpace(string(out))
+		devices = append(devices, device)
+		t.Cleanup(func() { require.NoError(t, exec.Command("losetup", "-d", device).Run()) })
+	}
+	out, err := exec.Command("mkfs.btrfs", "-q", "-d", "single", "-m", "single", devices[0], devices[1]).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	at := filepath.Join(dir, "at")
+	require.NoError(t, os.Mkdir(at, 0o755))
+	if out, err := exec.Command("mount", "-t", "btrfs", "-o", "device="+devices[1], devices[0], at).CombinedOutput(); err != nil {
+		sshtest.Missing(t, fmt.Sprintf("no btrfs can be mounted: %s", out))
+	}
+	t.Cleanup(func() { require.NoError(t, exec.Command("umount", at).Run()) })
+	for _, device := range devices {
+		released := filepath.Join(dir, "released")
+		r.at.Disks = []string{device}
+		r.tools = rescueTools
+		r.tools.release = "touch " + remote.Quote(released)
+		require.ErrorContains(t, r.take(t.Context()), "uses the disks itself ("+device+")")
+		require.NoFileExists(t, released, "nothing is let go of")
+		require.Equal(t, "own", r.f.machine.now())
+	}
 }
