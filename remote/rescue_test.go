@@ -69,7 +69,19 @@ func TestRescuePassword(t *testing.T) {
 	require.NoError(t, os.WriteFile(rules, []byte(name+" ALL=(ALL) ALL\n"), 0o440))
 	t.Cleanup(func() { os.Remove(rules); os.Remove("/etc/sudoers.d/zz-k3s-dualstack") })
 
-	s := startServer(t, serverOptions{user: name})
+	// Whoever is logged in meanwhile would see what sudo and its parent are given as arguments: that is recorded.
+	tools, err := os.MkdirTemp("", "remote-sudo-")
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(tools) })
+	require.NoError(t, os.Chmod(tools, 0o755))
+	log := filepath.Join(tools, "log")
+	require.NoError(t, os.WriteFile(log, nil, 0o600))
+	require.NoError(t, os.Chmod(log, 0o666))
+	sudo, err := exec.LookPath("sudo")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(tools, "sudo"), []byte(fmt.Sprintf("#!/bin/sh\n{ echo \"sudo $*\"; cat /proc/$$/cmdline /proc/$PPID/cmdline | tr '\\0' ' '; tr '\\0' '\\n' </proc/$$/environ; echo; } >>%s 2>/dev/null\nexec %s \"$@\"\n", log, sudo)), 0o755))
+
+	s := startServer(t, serverOptions{user: name, extra: []string{"SetEnv PATH=" + tools + ":/usr/local/bin:/usr/bin:/bin"}})
 	s.stop()
 	config, err := os.ReadFile(s.config)
 	require.NoError(t, err)
@@ -103,7 +115,8 @@ func TestRescuePassword(t *testing.T) {
 	id, err := host.Output(t.Context(), "id -u")
 	require.NoError(t, err)
 	require.Equal(t, "0", id)
-	seen, err := exec.Command("ps", "-eo", "args").Output()
+	seen, err := os.ReadFile(log)
 	require.NoError(t, err)
-	require.NotContains(t, string(seen), password)
+	require.Contains(t, string(seen), "sudo -S -p", "the one that is given the password")
+	require.NotContains(t, string(seen), "password 7", "whole, or as far as it may be quoted")
 }
