@@ -18,6 +18,7 @@ import (
 	"github.com/scaleway/scaleway-sdk-go/validation"
 
 	"sunbeam.pt/k3s-dualstack/plans"
+	"sunbeam.pt/k3s-dualstack/progress"
 )
 
 // scaleway is what the methods share that go through Scaleway's API: an Instance's snapshots ([scwInstance]), and
@@ -345,8 +346,30 @@ func (o orders) due(order string, again time.Duration) bool {
 	return true
 }
 
+// waiting shows that the API is asked, where that takes longer than a moment: the client's patience lasts minutes.
+func (s *scaleway) waiting() (done func()) {
+	var mu sync.Mutex
+	var task *progress.Task
+	ended := false
+	timer := time.AfterFunc(s.pace.refused, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !ended {
+			task = s.Progress.Wait("Asking Scaleway's API")
+		}
+	})
+	return func() {
+		timer.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		ended = true
+		task.Done()
+	}
+}
+
 // ask makes one request, with the client's own patience.
 func (s *scaleway) ask(ctx context.Context, what string, request func(*scw.Client, scw.RequestOption) error) error {
+	defer s.waiting()()
 	c, err := s.client()
 	if err == nil {
 		err = request(c, scw.WithContext(ctx))
@@ -360,6 +383,7 @@ func (s *scaleway) ask(ctx context.Context, what string, request func(*scw.Clien
 // find looks for the server; one that is not there is looked for in the product's other zones.
 func (s *scaleway) find(ctx context.Context) error {
 	const what = "looking for it"
+	defer s.waiting()()
 	c, err := s.client()
 	if err != nil {
 		return s.explain(what, err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/scaleway/scaleway-sdk-go/scw"
 	"github.com/stretchr/testify/require"
 
 	"sunbeam.pt/k3s-dualstack/plans"
@@ -187,6 +188,28 @@ func TestScalewayRateLimit(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	require.ErrorIs(t, i.find(ctx), context.DeadlineExceeded)
+}
+
+// A person is told what is waited for while requests are repeated, and nothing of those that are answered at once.
+func TestScalewayWaits(t *testing.T) {
+	f := newFakeScaleway(t)
+	i, log := instanceOf(t, f)
+	i.pace.refused = time.Hour
+	require.NoError(t, i.Ready(t.Context()))
+	require.Empty(t, log.String())
+
+	f.fail(fault{method: "GET", suffix: "servers/" + fakeID, times: 4, status: 503, body: `{"message":"down"}`})
+	i, log = instanceOf(t, f)
+	require.NoError(t, i.find(t.Context()))
+	require.Contains(t, log.String(), "Asking Scaleway's API")
+
+	f.Close()
+	i, log = instanceOf(t, f)
+	require.ErrorContains(t, i.ask(t.Context(), "looking", func(c *scw.Client, _ scw.RequestOption) error {
+		_, err := i.get(t.Context(), c)
+		return err
+	}), "check that this machine reaches Scaleway's API")
+	require.Contains(t, log.String(), "Asking Scaleway's API")
 }
 
 func TestInstance(t *testing.T) {
