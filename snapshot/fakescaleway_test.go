@@ -81,7 +81,7 @@ type fault struct {
 
 const rateLimited = `{"type":"too_many_requests","message":"rate limit exceeded"}`
 
-func newFakeScaleway(t *testing.T) *fakeScaleway {
+func newFakeScaleway(t testing.TB) *fakeScaleway {
 	f := &fakeScaleway{slow: 2, state: "ready", bootType: "normal", machine: newFakeMachine(t), volumes: map[string]string{"0": "vol-root", "1": "vol-data"}, resources: map[string]*fakeResource{
 		"vol-root": {ID: "vol-root", Name: "root", Kind: "sbs_volume", State: "in_use", Block: true},
 		"vol-data": {ID: "vol-data", Name: "data", Kind: "l_ssd", State: "available"},
@@ -448,7 +448,7 @@ type fakeMachine struct {
 	children map[*exec.Cmd]bool
 }
 
-func newFakeMachine(t *testing.T) *fakeMachine {
+func newFakeMachine(t testing.TB) *fakeMachine {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	dir := t.TempDir()

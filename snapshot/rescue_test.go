@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +35,7 @@ type rescued struct {
 
 const fakeDiskSize = 5<<20 + 4096
 
-func newRescued(t *testing.T, product plans.ScalewayProduct) *rescued {
+func newRescued(t testing.TB, product plans.ScalewayProduct) *rescued {
 	sshtest.Need(t, "zstd", "zstd")
 	f := newFakeScaleway(t)
 	dir := t.TempDir()
@@ -632,4 +634,62 @@ func TestRescueUsedBtrfs(t *testing.T) {
 		require.NoFileExists(t, released, "nothing is let go of")
 		require.Equal(t, "own", r.f.machine.now())
 	}
+}
+
+// BenchmarkImage makes the image of a sparse disk of 4 GiB (BENCH_BYTES says otherwise), of which a quarter does not compress,
+// through a rescue session, compares it, and writes it back. It reports the largest resident size of both, in which that of the
+// FAKE session's server is, too.
+func BenchmarkImage(b *testing.B) {
+	size := int64(4 << 30)
+	if v := os.Getenv("BENCH_BYTES"); v != "" {
+		var err error
+		size, err = strconv.ParseInt(v, 10, 64)
+		require.NoError(b, err)
+	}
+	r := newRescued(b, plans.ScalewayElasticMetal)
+	r.at.Disks = r.at.Disks[:1]
+	disk, err := os.Create(r.at.Disks[0])
+	require.NoError(b, err)
+	noise := make([]byte, 4<<20)
+	for at := int64(0); at < size; at += 16 << 20 {
+		_, err := rand.Read(noise)
+		require.NoError(b, err)
+		_, err = disk.WriteAt(noise[:min(4<<20, size-at)], at)
+		require.NoError(b, err)
+	}
+	require.NoError(b, disk.Truncate(size))
+	require.NoError(b, disk.Close())
+
+	debug.FreeOSMemory()
+	b.SetBytes(2 * size)
+	var image, write float64
+	for b.Loop() {
+		require.NoError(b, os.RemoveAll(r.dir()))
+		forgetPeak(b)
+		require.NoError(b, r.take(b.Context()))
+		image = max(image, peak(b))
+		forgetPeak(b)
+		require.NoError(b, r.write(b.Context()))
+		write = max(write, peak(b))
+	}
+	b.ReportMetric(image, "image-peak-RSS-MiB")
+	b.ReportMetric(write, "write-peak-RSS-MiB")
+}
+
+// forgetPeak starts the kernel's record of the process's largest resident size anew.
+func forgetPeak(b *testing.B) {
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		b.Skipf("this system does not record the largest resident size: %v", err)
+	}
+}
+
+// peak is that size in MiB.
+func peak(b *testing.B) (mib float64) {
+	data, err := os.ReadFile("/proc/self/status")
+	require.NoError(b, err)
+	_, rest, ok := strings.Cut(string(data), "VmHWM:")
+	require.True(b, ok)
+	_, err = fmt.Sscan(rest, &mib)
+	require.NoError(b, err)
+	return mib / 1024
 }

@@ -40,7 +40,7 @@ func (l *told) String() string {
 }
 
 // asking is what steps would ask for, with the fake's machine as the host.
-func asking(t *testing.T, f *fakeScaleway, at plans.ScalewayServer) (Ask, *told) {
+func asking(t testing.TB, f *fakeScaleway, at plans.ScalewayServer) (Ask, *told) {
 	log := &told{}
 	var mu sync.Mutex
 	var host *remote.Host
