@@ -86,13 +86,6 @@ func (m *Migration) snapshotJob(ctx context.Context, name, label, script string)
 // and would then undo whatever another way back, or a person, has done until then.
 func Returning(s runner.State) bool { return s.Rollback != nil && s.Rollback.Via == ViaSnapshot }
 
-// ReturningError says that what is left of a rollback is no work for a person, since a return by snapshot is under way.
-type ReturningError struct{ Host string }
-
-func (e *ReturningError) Error() string {
-	return fmt.Sprintf("a return to the snapshot is under way on host %s: what of it was begun may wait for the host's next start, which would then undo whatever was done by hand until then: complete it with `migrate rollback --via snapshot`, which restarts the host; where that cannot be, `migrate rollback --via backup` sees that nothing waits and goes by way of the backup set, and what is left of that is a runbook's", e.Host)
-}
-
 // settleSnapshot waits until none of the plan's own commands goes on on the host but that of the way back that is taken.
 func (m *Migration) settleSnapshot(ctx context.Context, state runner.State) error {
 	s := m.Plan.Spec.Snapshot

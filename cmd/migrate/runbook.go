@@ -23,7 +23,8 @@ Print the remaining work of a rollback as a commented shell script: for the day 
 which the host cannot be reached, or its disk is dead, and a person goes on by
 hand, with the backup set alone. The host is not contacted.
 
-While a return by snapshot is under way there is none: what of it was begun may take
+While a return by snapshot is under way the script is for a new machine alone, and
+stops until its line that says so is removed: what of the return was begun may take
 place with the host's next start, and undo what was done by hand.`),
 		Example: `  migrate runbook -f plan.yaml > rollback.sh
   migrate runbook -f plan.yaml --to seal`,
@@ -41,21 +42,26 @@ place with the host's next start, and undo what was done by hand.`),
 		if err != nil {
 			return err
 		}
-		if steps.Returning(state) {
-			return &steps.ReturningError{Host: m.Plan.Server().Name}
-		}
 		m.RollbackBegins = time.Now()
 		m.Via = steps.ViaBackup // a snapshot's way is a method's, and goes on by `rollback` alone
 		u, err := m.Unwind(c.Context(), *to)
 		if err != nil {
 			return rollbackError(err)
 		}
-		return printRunbook(c.OutOrStdout(), m, u)
+		return printRunbook(c.OutOrStdout(), m, u, steps.Returning(state))
 	}
 	return c
 }
 
-func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding) error {
+// returning stops the script where a return by snapshot may still take place.
+const returning = `
+# A return to the snapshot is under way on the host: what of it was begun may wait for the host's next start, which would
+# then undo whatever was done by hand until then. On the host itself complete it (migrate rollback --via snapshot), or turn
+# from it (migrate rollback --via backup, which sees that nothing waits).
+echo 'a return to the snapshot is under way: see the comment here; on a new machine remove this line' >&2; exit 1
+`
+
+func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding, underWay bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, `#!/usr/bin/env bash
 # The remaining work of a rollback of plan %s to checkpoint %s, by hand.
@@ -72,6 +78,9 @@ func printRunbook(w io.Writer, m *steps.Migration, u steps.Unwinding) error {
 set -euo pipefail
 
 %s`, comment(m.Plan.Metadata.Name), comment(u.To), comment(u.Host), comment(m.Facts.K3s.Version), comment(m.Facts.Host.MachineID), comment(m.SetDir()), hostFunctions(m))
+	if underWay {
+		b.WriteString(returning)
+	}
 	if len(u.Actions) == 0 {
 		b.WriteString("\n# Nothing was changed since the checkpoint: there is nothing to do.\n")
 	}

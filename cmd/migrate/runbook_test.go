@@ -52,7 +52,7 @@ func oddBook(t *testing.T, dir string, sudo, present bool) (book string) {
 	u, err := m.Unwind(t.Context(), "")
 	require.NoError(t, err)
 	var b bytes.Buffer
-	require.NoError(t, printRunbook(&b, m, u))
+	require.NoError(t, printRunbook(&b, m, u, false))
 	return b.String()
 }
 
