@@ -222,7 +222,7 @@ func (m *guest) crash(t *testing.T) {
 func (m *guest) crashes(t *testing.T, run func(context.Context) error) {
 	t.Helper()
 	before := m.sh(t, bootID)
-	ctx, cancel := context.WithTimeout(t.Context(), rebootAsk)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // to get there, not for the line that hangs then
 	defer cancel()
 	_ = run(ctx)
 	restarted(t, func(ctx context.Context) error {
