@@ -111,12 +111,17 @@ func TestBySnapshot(t *testing.T) {
 		assert.Equal(t, strings.TrimSpace(string(lines)), l.on(t, "cat "+stateDir+"/journal.jsonl"), "the journal's copy")
 	})
 
-	r.round(t, "the migration is made again, and removes the snapshot when it is complete", func(t *testing.T) {
+	r.round(t, "the migration is made again, where the earlier snapshot is out of the way, and removes its own when it is complete", func(t *testing.T) {
+		got := migrate(t, "run", "-f", r.file, "--yes", "--until", "snapshot")
+		require.Equal(t, 1, got.code, "%s", got)
+		assert.Contains(t, got.stderr, "a snapshot is there already, of an earlier run")
+		require.NoError(t, os.Rename(kept, kept+".earlier"))
 		beats := r.beats(t)
 		r.run(t)
 		r.migrated(t, beats)
 		assert.NoFileExists(t, kept)
-		got := migrate(t, "rollback", "-f", r.file, "--yes", "--to", "protect", "--via", "snapshot")
+		assert.FileExists(t, kept+".earlier")
+		got = migrate(t, "rollback", "-f", r.file, "--yes", "--to", "protect", "--via", "snapshot")
 		require.Equal(t, 1, got.code, "%s", got)
 		assert.Contains(t, got.stderr, "spec.snapshot.keep")
 	})

@@ -1,6 +1,9 @@
 package remote
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Quote joins args into words of a POSIX shell command line, each quoted so that the shell passes on
 // exactly these bytes. It is the project's one quoting function: every value that goes into a script
@@ -29,4 +32,13 @@ func needsQuote(r rune) bool {
 		return false
 	}
 	return !strings.ContainsRune("_-./:,@%+", r)
+}
+
+// HasProgram is a shell condition: that a program, by its name or by a path, is there and can be run. Some shells call a
+// file that nobody may execute a command.
+func HasProgram(program string) string {
+	if strings.Contains(program, "/") {
+		return fmt.Sprintf("{ [ -x %[1]s ] && [ ! -d %[1]s ]; }", Quote(program))
+	}
+	return "command -v " + Quote(program) + " >/dev/null"
 }

@@ -47,7 +47,7 @@ func (c command) Ready(ctx context.Context) error {
 	}
 	var missing []error
 	for _, p := range c.programs() {
-		err := h.Run(ctx, "cd / && command -v "+remote.Quote(p.argv[0])+" >/dev/null")
+		err := h.Run(ctx, "cd / && "+remote.HasProgram(p.argv[0]))
 		var exit *remote.ExitError
 		switch {
 		case errors.As(err, &exit):
@@ -101,6 +101,18 @@ func (c command) status(ctx context.Context) error {
 	return nil
 }
 
+// unused refuses to take a snapshot in the place of an earlier run's.
+func (c command) unused(ctx context.Context) error {
+	err := c.status(ctx)
+	switch {
+	case err == nil:
+		return errors.New("spec.snapshot.command.status: it says that a snapshot is there already, of an earlier run: remove it with the program of spec.snapshot.command.delete when it is not needed any more, then repeat the command")
+	case ctx.Err() != nil || errors.Is(err, remote.ErrConnectionLost):
+		return err
+	}
+	return nil
+}
+
 func (c command) look() Operation {
 	argv := c.Plan.Command.Status
 	return Operation{
@@ -121,7 +133,9 @@ func (c command) Take() []Operation {
 	p := c.Plan.Command
 	// What status says of a snapshot that is being made is not known: an attempt that was cut off is followed to its end,
 	// or made again.
-	return []Operation{c.operation("create", p.Create, "Take the snapshot with the plan's own command"), c.look()}
+	unused := c.look()
+	unused.Name, unused.Summary, unused.Run = Unused, "Ask the plan's own command whether a snapshot is there already: one of an earlier run is not taken for this one's", c.unused
+	return []Operation{unused, c.operation("create", p.Create, "Take the snapshot with the plan's own command"), c.look()}
 }
 
 func (c command) Return() []Operation {

@@ -71,3 +71,25 @@ func TestOwnRestoreOfAHostThatIsAway(t *testing.T) {
 	require.NoError(t, c.Return()[1].Run(t.Context()))
 	assert.False(t, away)
 }
+
+// What an earlier run left is not written over.
+func TestOwnSnapshotOfAnEarlierRun(t *testing.T) {
+	there := true
+	c := New(Ask{
+		Here: func(_ context.Context, argv []string) error {
+			if argv[0] == "status" && !there {
+				return errors.New("exit status 1")
+			}
+			return nil
+		},
+		Plan: &plans.Snapshot{Method: plans.SnapshotCommand, Command: &plans.SnapshotCommands{On: plans.OnLaptop,
+			Create: []string{"create"}, Status: []string{"status"}, Restore: []string{"restore"}, Delete: []string{"delete"}}},
+	})
+	take := c.Take()
+	require.Equal(t, Unused, take[0].Name)
+	err := take[0].Run(t.Context())
+	require.ErrorContains(t, err, "a snapshot is there already, of an earlier run")
+	assert.ErrorContains(t, err, "spec.snapshot.command.delete")
+	there = false
+	require.NoError(t, take[0].Run(t.Context()))
+}

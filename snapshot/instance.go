@@ -169,7 +169,7 @@ func (i *scwInstance) shotName(volume string) string { return volume + "-before-
 func (i *scwInstance) Take() []Operation {
 	return []Operation{
 		{
-			Name: "unused", Place: OnLaptop, Command: "scw instance snapshot list zone=" + i.at.Zone + "; scw block snapshot list zone=" + i.at.Zone,
+			Name: Unused, Place: OnLaptop, Command: "scw instance snapshot list zone=" + i.at.Zone + "; scw block snapshot list zone=" + i.at.Zone,
 			Summary: fmt.Sprintf("See that no snapshot of %s is there under the names that the new ones get", i.name()),
 			Run:     i.unused,
 		},

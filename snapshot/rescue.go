@@ -571,7 +571,7 @@ func (r *scwRescue) Take() []Operation {
 	rescue, normal := r.machine.commands()
 	return []Operation{
 		{
-			Name: "unused", Place: OnLaptop, Command: "ls " + remote.Quote(r.dir()),
+			Name: Unused, Place: OnLaptop, Command: "ls " + remote.Quote(r.dir()),
 			Summary: "See that no images are there of another run, in " + r.dir(),
 			Run: func(context.Context) error {
 				if _, err := os.Stat(filepath.Join(r.dir(), "manifest.json")); err == nil {

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/scaleway/scaleway-sdk-go/api/baremetal/v1"
@@ -140,14 +142,16 @@ func newClient(refused time.Duration) (*scw.Client, error) {
 
 // patient repeats requests: one that was refused for coming too fast (429), and one that a fault met (5xx, the network)
 // where repeating cannot do anything twice. That it is no *http.Client keeps the SDK from logging the answers, which hold
-// passwords, when SCW_DEBUG is set.
+// passwords, when SCW_DEBUG is set. An API that has never answered is not waited for at length: its address may be wrong.
 type patient struct {
-	client *http.Client
-	pause  time.Duration
+	client   *http.Client
+	pause    time.Duration
+	answered atomic.Bool
 }
 
 const (
 	patientTries   = 8
+	strangerTries  = 2           // of an API that has never answered
 	patientLongest = time.Minute // of a pause
 )
 
@@ -155,6 +159,11 @@ func (p *patient) Do(req *http.Request) (*http.Response, error) {
 	pause := p.pause
 	for try := 1; ; try++ {
 		res, err := p.client.Do(req)
+		if err == nil {
+			p.answered.Store(true)
+		} else if !p.answered.Load() && try >= strangerTries {
+			return res, err
+		}
 		harmless := req.Method == http.MethodGet || req.Method == http.MethodDelete
 		again := err != nil && harmless || err == nil && (res.StatusCode == http.StatusTooManyRequests || harmless && res.StatusCode >= 500)
 		if !again || try == patientTries || req.Context().Err() != nil || req.Body != nil && req.GetBody == nil {
@@ -278,6 +287,9 @@ func (s *scaleway) explain(what string, err error) error {
 		next = "it is locked by Scaleway: ask its support"
 	case code == 0:
 		next = "check that this machine reaches Scaleway's API, then repeat the command"
+		if url := os.Getenv(scw.ScwAPIURLEnv); url != "" {
+			next = fmt.Sprintf("check that this machine reaches %s, which %s names as Scaleway's API, then repeat the command", url, scw.ScwAPIURLEnv)
+		}
 	}
 	return fmt.Errorf("%s: %s: %s; %s", s.name(), what, said(err), next)
 }

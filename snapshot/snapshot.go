@@ -48,6 +48,10 @@ type Operation struct {
 	Done func(ctx context.Context) (bool, error)
 }
 
+// Unused is the operation that sees, before a snapshot is taken, that none is there of another run, where the survey
+// does not know.
+const Unused = "unused"
+
 // Method is a way to take snapshots of one host. [base] has what a method that lies on the host's own
 // disks need not say.
 type Method interface {

@@ -79,7 +79,7 @@ func (m *Migration) hooksUnready(ctx context.Context) (missing []string, err err
 	for i, h := range m.Plan.Spec.Hooks {
 		if h.On == plans.OnHost {
 			asked = true
-			script += fmt.Sprintf("command -v %s >/dev/null || echo %d\n", remote.Quote(h.Command[0]), i)
+			script += fmt.Sprintf("%s || echo %d\n", remote.HasProgram(h.Command[0]), i)
 		}
 	}
 	if !asked {

@@ -441,28 +441,32 @@ func (m *Migration) chooseWay(state runner.State, to string) error {
 	return nil
 }
 
-// snapshotTaken is when the snapshot began to be made, by the laptop's clock, and never later: what was found done by asking reality
-// was done when it was begun. Only where that said that nothing had come of the first attempt is the next one's
-// beginning its; the zero time where none was begun.
+// snapshotTaken is when the snapshot began to be made, by the laptop's clock, and never later: what was found done by asking
+// reality was done when it was begun. Of several attempts it is the first of which nothing tells that it came to nothing: that
+// it failed, or that reality did not know of it. The zero time where none was begun.
 func (m *Migration) snapshotTaken() (at time.Time, err error) {
 	journal, err := runner.OpenJournal(m.JournalPath())
 	if err != nil {
 		return time.Time{}, err
 	}
 	defer journal.Close()
-	asked := map[string]bool{}
+	asked, inVain, began := map[string]bool{}, map[string]bool{}, map[string]time.Time{}
 	for _, o := range m.snapshotMethod().Take() {
 		asked[o.Name] = o.Done != nil
 	}
-	first, made := "", false
 	for _, r := range journal.Records() {
-		if r.Step != snapshotStep || r.Action == "" || strings.HasPrefix(r.Action, hookAction) {
+		if r.Step != snapshotStep || r.Action == "" || r.Action == snapshot.Unused || strings.HasPrefix(r.Action, hookAction) {
 			continue
 		}
-		if at.IsZero() || r.Event == runner.Intent && !made && r.Action == first && asked[first] {
-			at, first = r.Time, r.Action
+		if r.Event == runner.Intent && (began[r.Action].IsZero() || asked[r.Action] || inVain[r.Action]) {
+			began[r.Action] = r.Time
 		}
-		made = made || r.Event == runner.Done
+		inVain[r.Action] = r.Event == runner.Failed
+	}
+	for _, t := range began {
+		if at.IsZero() || t.Before(at) {
+			at = t
+		}
 	}
 	return at, nil
 }

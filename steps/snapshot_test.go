@@ -166,6 +166,8 @@ func TestOwnCommandsOfTheSnapshot(t *testing.T) {
 			reached(t, m, "preflight")
 			method := m.snapshotMethod()
 			take := method.Take()
+			require.NoError(t, take[0].Run(t.Context()), "none is there")
+			take = take[1:]
 			err := take[0].Run(t.Context())
 			require.ErrorContains(t, err, "spec.snapshot.command.create: ")
 			assert.ErrorContains(t, err, "exit status 9")
@@ -237,6 +239,7 @@ func TestWhenTheSnapshotWasTaken(t *testing.T) {
 		{"a hook before it", false, []runner.Record{intent(snapshotStep, hookAction+"before"), intent(snapshotStep, create), found}, 1},
 		{"nothing had come of it", false, []runner.Record{intent(snapshotStep, create), failed(snapshotStep, create, "no room"), intent(snapshotStep, create), done(snapshotStep, create, "null")}, 2},
 		{"a second one did nothing at first", false, []runner.Record{intent(snapshotStep, create), found, intent(snapshotStep, open), intent(snapshotStep, open)}, 0},
+		{"one that failed and nobody can be asked about", true, []runner.Record{intent(snapshotStep, snapshot.Unused), intent(snapshotStep, "create"), failed(snapshotStep, "create", "x"), intent(snapshotStep, "create"), done(snapshotStep, "create", "null")}, 3},
 		{"one that nobody can be asked about", true, []runner.Record{intent(snapshotStep, "create"), intent(snapshotStep, "create"), done(snapshotStep, "create", "null")}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
