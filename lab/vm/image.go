@@ -144,9 +144,7 @@ func makeDisks(ctx context.Context, into image) error {
 }
 
 // hardware is what every boot has in common. Emulation alone: it is the same on every machine, and a
-// kernel that offers virtualisation inside another machine may hang with it. Without the fast string instructions the
-// guest clears and copies memory by words: emulation does the fast ones byte by byte, and on a busy computer, with timers to
-// catch up on between any two, hardly gets on.
+// kernel that offers virtualisation inside another machine may hang with it.
 func hardware() []string {
-	return []string{"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-smp", "2", "-m", "1024", "-display", "none", "-nodefaults", "-no-user-config"}
+	return []string{"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-display", "none", "-nodefaults", "-no-user-config"}
 }
