@@ -163,12 +163,14 @@ zfs list -H -t snapshot -d 1 -r -o name -s $by "$D" | awk -v s="$D@$T" '$0 == s 
 if txg=$(zfs get -H -o value createtxg "$D@$T" 2>/dev/null) && zfs list -H -t bookmark -d 1 -r -o name,createtxg "$D" >/dev/null 2>&1; then
   zfs list -H -t bookmark -d 1 -r -o name,createtxg "$D" | awk -F '\t' -v t="$txg" '$2 + 0 > t + 0 { print "bookmark\t" $1 }'
 fi
+zfs list -H -t snapshot -d 1 -r -o name,userrefs "$D" 2>/dev/null | awk -F '\t' '$2 + 0 > 0 { print "hold\t" $1 }'
 zfs list -H -t filesystem,volume -r -o name,origin "$POOL" | awk -F '\t' '$2 != "-" { print "clone\t" $1 "\t" $2 }'`
 
 // newer is what was made of a dataset after the snapshot.
 type newer struct {
 	there bool     // the snapshot itself
 	made  []string // snapshots and bookmarks
+	held  []string // those on which somebody has a hold, which cannot be destroyed
 	clone []string // clones of those
 }
 
@@ -188,6 +190,8 @@ func parseNewer(out string) (n newer) {
 			n.there = true
 		case len(f) == 2 && (f[0] == "snapshot" || f[0] == "bookmark"):
 			n.made = append(n.made, f[1])
+		case len(f) == 2 && f[0] == "hold" && slices.Contains(n.made, f[1]):
+			n.held = append(n.held, f[1])
 		case len(f) == 3 && f[0] == "clone" && slices.Contains(n.made, f[2]):
 			n.clone = append(n.clone, f[1])
 		}
@@ -197,7 +201,7 @@ func parseNewer(out string) (n newer) {
 
 // look finds all snapshots, and nothing newer that a return would destroy without having been told to.
 func (z zfs) look(ctx context.Context) error {
-	var made, clones []string
+	var made, held, clones []string
 	for _, d := range z.held() {
 		n, err := z.newer(ctx, d)
 		if err != nil {
@@ -206,12 +210,15 @@ func (z zfs) look(ctx context.Context) error {
 		if !n.there {
 			return fmt.Errorf("there is no snapshot %s on the host: %s", z.of(d), otherwise)
 		}
-		made, clones = append(made, n.made...), append(clones, n.clone...)
+		made, held, clones = append(made, n.made...), append(held, n.held...), append(clones, n.clone...)
 	}
 	switch {
 	case len(clones) > 0:
 		return fmt.Errorf("%s came to be by cloning what is newer than the snapshot (%s), and a return would have to destroy them with it, which it never does: `zfs promote` or `zfs destroy` them, then repeat the command; %s",
 			strings.Join(clones, ", "), strings.Join(made, ", "), otherwise)
+	case len(held) > 0:
+		return fmt.Errorf("somebody has a hold on %s, newer than the snapshot, which a return would have to destroy and cannot: `zfs holds %s` tells who, `zfs release` ends a hold, then repeat the command; %s",
+			strings.Join(held, ", "), remote.Quote(held...), otherwise)
 	case len(made) > 0 && !z.DestroyNewer:
 		return fmt.Errorf("a return would destroy what is newer than the snapshot: %s; with --destroy-newer it does; %s", strings.Join(made, ", "), otherwise)
 	}

@@ -135,7 +135,9 @@ func TestZFSReturn(t *testing.T) {
 	p.ask.DestroyNewer = true
 	assert.ErrorContains(t, p.method().Return()[0].Run(t.Context()), p.name+"/clone came to be by cloning what is newer than the snapshot ("+p.name+"@nightly)")
 	assert.Error(t, p.method().Return()[1].Run(t.Context()), "clones are never destroyed")
-	sh(t, "zfs destroy %[1]s/clone", p.name)
+	sh(t, "zfs destroy %[1]s/clone; zfs hold keep %[1]s@nightly", p.name)
+	assert.ErrorContains(t, p.method().Return()[0].Run(t.Context()), "somebody has a hold on "+p.name+"@nightly")
+	sh(t, "zfs release keep %s@nightly", p.name)
 	require.NoError(t, back(p.method()))
 	assert.Equal(t, want, tree(t, p.dir, "other"))
 	assert.Equal(t, p.name+"@migrate-before-shop", sh(t, "zfs list -H -t snapshot -o name -r %s", p.name))

@@ -81,6 +81,9 @@ func TestZFSCommands(t *testing.T) {
 func TestNewerRead(t *testing.T) {
 	n := parseNewer("snapshot\ttank@nightly\nfound\nbookmark\ttank#mark\nclone\ttank/mine\ttank@nightly\nclone\ttank/old\ttank@before")
 	assert.Equal(t, newer{there: true, made: []string{"tank@nightly", "tank#mark"}, clone: []string{"tank/mine"}}, n)
+	// As OpenZFS 2.1 has it, with what is older or was made of the snapshot itself left out.
+	n = parseNewer("snapshot\trpool/rancher@held\nfound\nhold\trpool/rancher@old\nhold\trpool/rancher@held\nclone\trpool/oldclone\trpool/rancher@old")
+	assert.Equal(t, newer{there: true, made: []string{"rpool/rancher@held"}, held: []string{"rpool/rancher@held"}}, n)
 	assert.False(t, parseNewer("clone\ttank/old\ttank@before").there)
 	assert.Zero(t, parseNewer(""))
 }
