@@ -236,7 +236,7 @@ type SnapshotCommands struct {
 	On Place `json:"on,omitempty" jsonschema:"enum=laptop,enum=host,default=laptop"`
 	// Takes the snapshot, and returns when it is complete.
 	Create []string `json:"create" jsonschema:"minItems=1"`
-	// Succeeds when the snapshot is there and whole.
+	// Succeeds when the snapshot is there and whole, and fails while there is none: one of an earlier run stops the next.
 	Status []string `json:"status" jsonschema:"minItems=1"`
 	// Brings the host back to the snapshot; the host may be restarted by it.
 	Restore []string `json:"restore" jsonschema:"minItems=1"`
