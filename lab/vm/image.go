@@ -29,7 +29,7 @@ const (
 	diskSize = "3G"
 	// made is what make-disks says last.
 	made = "lab: the disks are made"
-	// makeDeadline bounds the boot in which the disks are made; it takes a minute on an idle machine.
+	// makeDeadline bounds the boot in which the disks are made; it took five minutes on a busy machine.
 	makeDeadline = 10 * time.Minute
 )
 
