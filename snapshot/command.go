@@ -135,12 +135,12 @@ func (c command) Take() []Operation {
 	// or made again.
 	unused := c.look()
 	unused.Name, unused.Summary, unused.Run = Unused, "Ask the plan's own command whether a snapshot is there already: one of an earlier run is not taken for this one's", c.unused
-	return []Operation{unused, c.operation("create", p.Create, "Take the snapshot with the plan's own command"), c.look()}
+	return []Operation{unused, c.operation("create", p.Create, "Take the snapshot with the plan's own command"+c.again()), c.look()}
 }
 
 func (c command) Return() []Operation {
 	p := c.Plan.Command
-	restore := c.operation("restore", p.Restore, "Return to the snapshot with the plan's own command, and wait until the host answers")
+	restore := c.operation("restore", p.Restore, "Return to the snapshot with the plan's own command, and wait until the host answers"+c.again())
 	restore.Run = func(ctx context.Context) error {
 		before := c.bootID(ctx)
 		err := c.perform(ctx, program{"restore", p.Restore})
@@ -158,6 +158,14 @@ func (c command) Return() []Operation {
 
 func (c command) Remove() []Operation {
 	return []Operation{c.operation("delete", c.Plan.Command.Delete, "Remove the snapshot with the plan's own command")}
+}
+
+// again says in the plan what Reach does.
+func (c command) again() string {
+	if c.place() != OnLaptop {
+		return ""
+	}
+	return "; when that is cut off and the host does not answer, the next run or rollback runs it again before all else"
 }
 
 // Reach runs the program again that was cut off while it had the host away, which only one on the laptop can have.

@@ -315,7 +315,7 @@ func (i *scwInstance) Return() []Operation {
 		{
 			Name: "return", Place: OnLaptop,
 			Command: fmt.Sprintf("scw block volume create from-snapshot.snapshot-id=SNAPSHOT zone=%[2]s; scw instance server stop %[1]s zone=%[2]s; scw instance server detach-volume server-id=%[1]s volume-id=PRESENT; scw instance server attach-volume server-id=%[1]s volume-id=NEW; scw instance server start %[1]s zone=%[2]s", i.at.ID, i.at.Zone),
-			Summary: fmt.Sprintf("Make a new volume of each snapshot, power %s off, which restarts the host, put them in the place of the present volumes, power it on and wait until it answers; costs the storage of the present volumes, which are kept, until you delete them", i.name()),
+			Summary: fmt.Sprintf("Make a new volume of each snapshot, power %s off, which restarts the host, put them in the place of the present volumes, power it on and wait until it answers; costs the storage of the present volumes, which are kept, until you delete them; when that is cut off, the next run or rollback powers it on before all else, with the new volumes if they are in place", i.name()),
 			Run:     i.back,
 		},
 	}

@@ -585,7 +585,7 @@ func (r *scwRescue) Take() []Operation {
 		{
 			Name: "image", Place: OnLaptop,
 			Command: fmt.Sprintf("%s; ssh RESCUE_SYSTEM 'dd if=DISK bs=4M | zstd' | age --encrypt --recipient … >%s/…; %s", rescue, remote.Quote(r.dir()), normal),
-			Summary: fmt.Sprintf("Restart %s into its rescue system, make images of %s to %s, compare them with the disks' sums, and restart it from its disks: restarts the host twice, as by its reset button, and it is away until all is copied", r.name(), strings.Join(r.at.Disks, ", "), r.dir()),
+			Summary: fmt.Sprintf("Restart %s into its rescue system, make images of %s to %s, compare them with the disks' sums, and restart it from its disks: restarts the host twice, as by its reset button, and it is away until all is copied; when that is cut off, the next run or rollback restarts it from its disks before all else", r.name(), strings.Join(r.at.Disks, ", "), r.dir()),
 			Run:     r.take,
 			// Since "unused" none can be older than this run. The server is back: that is what Reach is for.
 			Done: func(ctx context.Context) (bool, error) {
@@ -849,7 +849,7 @@ func (r *scwRescue) Return() []Operation {
 		{
 			Name: "write", Place: OnLaptop,
 			Command: fmt.Sprintf("%s; age --decrypt --identity … %s/… | ssh RESCUE_SYSTEM 'zstd -d | dd of=DISK bs=1M'; %s", rescue, remote.Quote(r.dir()), normal),
-			Summary: fmt.Sprintf("Restart %s into its rescue system, write the images over %s, read the disks again and compare their sums, and restart it from its disks: restarts the host twice, and overwrites the disks", r.name(), strings.Join(r.at.Disks, ", ")),
+			Summary: fmt.Sprintf("Restart %s into its rescue system, write the images over %s, read the disks again and compare their sums, and restart it from its disks: restarts the host twice, and overwrites the disks; when that is cut off, the next run or rollback restarts it from its disks before all else, which it writes anew before if they are written in part", r.name(), strings.Join(r.at.Disks, ", ")),
 			Run:     r.write,
 		},
 	}
@@ -894,30 +894,36 @@ func (r *scwRescue) write(ctx context.Context) error {
 		next = r.stay()
 	}
 	set, err := r.set(false)
-	if err == nil {
-		err = r.writeAll(ctx, set, next)
+	if err != nil {
+		return r.stopped(ctx, err)
+	}
+	h, err := r.enter(ctx, next)
+	if err != nil && begun && ctx.Err() == nil {
+		return err // which says that it stays
 	}
 	if err == nil {
-		if err := r.mark(false); err != nil {
-			return err
-		}
-		return r.backFrom(ctx, nil)
+		err = r.writeAll(ctx, h, set)
+		h.Close()
 	}
+	if err != nil {
+		return r.stopped(ctx, err)
+	}
+	if err := r.mark(false); err != nil {
+		return err
+	}
+	return r.backFrom(ctx, nil)
+}
+
+// stopped is for a return that cannot go on.
+func (r *scwRescue) stopped(ctx context.Context, err error) error {
 	if begun, markErr := r.marked(); begun || markErr != nil {
-		if strings.HasSuffix(err.Error(), r.stay()) {
-			return err
-		}
 		return fmt.Errorf("%w; %s", err, r.stay())
 	}
 	return r.backFrom(ctx, fmt.Errorf("%w; nothing was written", err))
 }
 
-func (r *scwRescue) writeAll(ctx context.Context, set *backup.Set, next string) error {
-	h, err := r.enter(ctx, next)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+// writeAll writes the images over the disks as the rescue system has them.
+func (r *scwRescue) writeAll(ctx context.Context, h *remote.Host, set *backup.Set) error {
 	drives, _, err := r.prepare(ctx, h)
 	if err != nil {
 		return err
