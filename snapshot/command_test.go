@@ -3,6 +3,7 @@ package snapshot
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -47,6 +48,10 @@ func TestOwnCommandsReachTheHost(t *testing.T) {
 			})
 			require.NoError(t, c.Reach(t.Context(), tc.cut))
 			assert.Equal(t, tc.want, ran)
+			for _, o := range append(c.Take(), c.Return()...) {
+				planned := tc.on == plans.OnLaptop && (o.Name == "create" || o.Name == "restore")
+				assert.Equal(t, planned, strings.Contains(o.Summary, "the next run or rollback runs it again"), "%s: %s", o.Name, o.Summary)
+			}
 		})
 	}
 }

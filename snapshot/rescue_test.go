@@ -156,6 +156,9 @@ func TestRescue(t *testing.T) {
 			require.Contains(t, r.Take()[1].Command, rescue)
 			require.Contains(t, r.Take()[1].Command, normal)
 			require.Contains(t, r.Take()[1].Summary, "restarts the host twice")
+			for _, o := range []Operation{r.Take()[1], r.Return()[1]} {
+				require.Contains(t, o.Summary, "when that is cut off, the next run or rollback restarts it", "%s: what Reach does is in the plan", o.Name)
+			}
 		})
 	}
 }

@@ -440,6 +440,7 @@ func TestScalewaySummaries(t *testing.T) {
 	require.Contains(t, i.Take()[1].Summary, "costs")
 	require.Contains(t, i.Return()[1].Summary, "restarts the host")
 	require.Contains(t, i.Return()[1].Summary, "costs")
+	require.Contains(t, i.Return()[1].Summary, "when that is cut off, the next run or rollback powers it on")
 	for _, o := range append(append(i.Take(), i.Return()...), i.Remove()...) {
 		require.Contains(t, o.Command, "scw ", o.Name)
 	}
