@@ -442,6 +442,8 @@ func (b btrfs) Return() []Operation {
 			for _, n := range t.inside(v) {
 				swap = append(swap, "mv -T "+remote.Quote(b.replacing()+"/"+v.name()+strings.TrimPrefix(n, v.Path), n))
 			}
+			// Only the host knows whether it is what is mounted when nothing is named.
+			swap = append(swap, fmt.Sprintf(`case "$(btrfs subvolume get-default .)" in *" path "%s) btrfs subvolume set-default %s ;; esac`, remote.Quote(b.replacing()+"/"+v.name()), remote.Quote(v.Path)))
 		}
 		out = append(out, Operation{
 			Name: "prepare " + t.system, Place: OnHost, Command: t.byHand(writable...),

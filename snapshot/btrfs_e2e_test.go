@@ -305,7 +305,7 @@ func TestBtrfsReturn(t *testing.T) {
 	d.returned(want, 2)
 }
 
-// Who types the commands gets the same, but for the default subvolume, of which only the host knows whether it is one of those.
+// Who types the commands gets the same.
 func TestBtrfsByHand(t *testing.T) {
 	d := newDisk(t)
 	want := tree(t, d.dir, "var/lib/machines")
@@ -320,7 +320,6 @@ func TestBtrfsByHand(t *testing.T) {
 	d.rebuild(1)
 	list := b.Return()
 	typed(list[:len(list)-1])
-	d.top(`btrfs subvolume set-default "$(number @)" .`)
 	d.restart()
 	d.returned(want, 1)
 	assert.Equal(t, "new", d.top("cat migrate-replaced-shop/@/etc/conf"))

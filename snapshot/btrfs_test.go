@@ -120,6 +120,9 @@ func TestBtrfsCommands(t *testing.T) {
 	assert.Contains(t, take[0].Summary, "they do not hold the nested @/var/lib/machines, @/var/lib/rancher/k3s/images")
 	assert.Contains(t, take[1].Command, "ls -d migrate-before-shop/@/var/lib/rancher/k3s/server/token")
 	var names []string
+	def := func(replaced, by string) string {
+		return ` && case "$(btrfs subvolume get-default .)" in *" path "` + replaced + ") btrfs subvolume set-default " + by + " ;; esac"
+	}
 	for _, o := range m.Return() {
 		if o.Name == "swap" {
 			assert.Contains(t, o.Command, "mkdir migrate-replacing-shop"+
@@ -127,8 +130,11 @@ func TestBtrfsCommands(t *testing.T) {
 				" && mv -T 'migrate-replacing-shop/@/srv vol' '@/srv vol'"+
 				" && mv -T migrate-replacing-shop/@/var/lib/machines @/var/lib/machines"+
 				" && mv -T migrate-replacing-shop/@/var/lib/rancher/k3s/images @/var/lib/rancher/k3s/images"+
+				def("migrate-replacing-shop/@", "@")+
 				" && mv -T '@/srv vol' 'migrate-replacing-shop/@%2Fsrv vol' && mv -T 'migrate-return-shop/@%2Fsrv vol' '@/srv vol'"+
-				" && mv -T @other migrate-replacing-shop/@other && mv -T migrate-return-shop/@other @other && cd /")
+				def("'migrate-replacing-shop/@%2Fsrv vol'", "'@/srv vol'")+
+				" && mv -T @other migrate-replacing-shop/@other && mv -T migrate-return-shop/@other @other"+
+				def("migrate-replacing-shop/@other", "@other")+" && cd /")
 		}
 		names = append(names, strings.ReplaceAll(o.Name, "UUID=c4abac7c-31f4-4dec-88b7-2c149065c498", "U"))
 		assert.NotEmpty(t, o.Command, o.Name)
