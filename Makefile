@@ -7,6 +7,8 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 # The race detector needs a C compiler.
 RACE     := $(if $(shell command -v gcc),-race)
 E2E_TIMEOUT ?= 60m
+# What leaves out of the end-to-end tests what CI has no time for; e2e-full has it all.
+SHORT    := -short
 FUZZTIME ?= 30s
 
 .PHONY: build lab parts test e2e e2e-snapshot e2e-full demo bench fuzz release lint generate
@@ -26,7 +28,7 @@ lint:
 	$(GO) vet -tags 'e2e vm' ./...
 
 e2e: build lab parts ## a migration in the lab, asserted from outside the product
-	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) -v -skip '^TestBySnapshot$$' ./e2e ./cluster ./openbao
+	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 $(SHORT) -timeout $(E2E_TIMEOUT) -v -skip '^TestBySnapshot$$' ./e2e ./cluster ./openbao
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout 10m -v -run '^TestBao' ./steps
 
 # Roots on btrfs and the like: minutes for each restart of a virtual machine, more than CI has time for.
@@ -36,7 +38,9 @@ e2e-snapshot: build lab parts ## snapshots: a lab host taken back by one; LVM in
 	KUBERNETES_PARTS=$(CURDIR)/bin/parts $(GO) test -tags e2e -count 1 -timeout 20m -v -run '^TestBySnapshot$$' ./e2e
 	$(GO) test -tags 'e2e vm' -count 1 -timeout 30m -v -skip '$(SLOW_VM)' ./snapshot
 
-e2e-full: e2e e2e-snapshot ## both, and what takes longer than CI may: roots on btrfs in virtual machines
+e2e-full: SHORT :=
+e2e-full: E2E_TIMEOUT := 150m
+e2e-full: e2e e2e-snapshot ## both, and what takes longer than CI may: every way of installation, a kill at every record, roots on btrfs in virtual machines
 	$(GO) test -tags 'e2e vm' -count 1 -timeout 60m -v -run '$(SLOW_VM)' ./snapshot
 
 parts: lab

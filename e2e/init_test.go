@@ -151,6 +151,8 @@ func TestInit(t *testing.T) {
 		drops   map[string]string
 		prepare string // the host, before the install
 		data    string // data directory, where it is another than K3s's own
+		// slow is one that -short leaves out.
+		slow bool
 		// same is shell whose output the migration does not change.
 		same string
 		// says are lines of the plan, blanks squeezed.
@@ -158,12 +160,14 @@ func TestInit(t *testing.T) {
 	}{
 		{
 			name: "flags",
+			slow: true,
 			args: []string{"--install-args", "--cluster-cidr=10.52.0.0/16 --service-cidr 10.43.0.0/17 --write-kubeconfig-mode=0640 --cluster-dns=10.43.0.53"},
 			says: []string{"- '10.52.0.0/16' # --cluster-cidr in /etc/systemd/system/k3s.service", "- '10.43.0.0/17' # --service-cidr in /etc/systemd/system/k3s.service", "- '10.43.0.53'", ":ffff::35'",
 				"# write-kubeconfig-mode 0640 --write-kubeconfig-mode in /etc/systemd/system/k3s.service"},
 		},
 		{
 			name:   "files",
+			slow:   true,
 			config: "# ours\nwrite-kubeconfig-mode: \"0640\"\ntls-san: [first.example]\n",
 			drops: map[string]string{"10-names.yaml": "tls-san+:\n  - second.example\nservice-cidr: 10.43.64.0/18\n",
 				"20-audit.yaml": "kube-apiserver-arg:\n  - audit-policy-file=/etc/rancher/k3s/config.yaml.d/audit.policy\n",
@@ -174,11 +178,13 @@ func TestInit(t *testing.T) {
 		},
 		{
 			name: "environment",
+			slow: true,
 			args: []string{"--env", `K3S_TOKEN=it's "$ecret" `, "--env", "K3S_KUBECONFIG_MODE=0640", "--env", "K3S_NODE_NAME=sun"},
 			says: []string{"- name: sun", "# token (secret) /etc/systemd/system/k3s.service.env", "# write-kubeconfig-mode 0640 /etc/systemd/system/k3s.service.env"},
 		},
 		{
 			name:   "data-dir",
+			slow:   true,
 			config: "data-dir: /srv/k3s\n",
 			data:   "/srv/k3s",
 			says:   []string{"# data directory /srv/k3s (/etc/rancher/k3s/config.yaml)"},
@@ -218,6 +224,9 @@ k3s kubectl get service -n kube-system kube-dns -o jsonpath='{.spec.clusterIP}'`
 	} {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
+			if way.slow && testing.Short() {
+				t.Skip("left out by -short: make e2e-full migrates such a host")
+			}
 			args := append(append([]string{"--store-mib", "1"}, adminFiles(t, way.config, way.drops)...), way.args...)
 			if way.prepare != "" {
 				args = append(args, "--prepare", script(t, way.prepare))

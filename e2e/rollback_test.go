@@ -267,10 +267,7 @@ func TestRollbackAfterFailures(t *testing.T) {
 			}
 		}
 		t.Logf("killed %d times before a record's write and %d times after it, and continued, in %s", len(before), len(after)-1, time.Since(began).Round(time.Second))
-		for _, record := range r.journal.now(t)[len(from):] {
-			assert.True(t, before[record.String()], "not killed before %s was written", record)
-			assert.True(t, after[record.String()], "not killed after %s was written", record)
-		}
+		killedAt(t, r.journal.now(t)[len(from):], before, after)
 		r.asBefore(t, beats)
 		assert.Equal(t, "written", l.on(t, "tail -qc 8 "+large+".replaced-*/segment-0000"), "what was set aside, once")
 	})
