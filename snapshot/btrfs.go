@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
 )
 
@@ -102,6 +103,9 @@ func (b btrfs) Problems() []Problem {
 			out = append(out, Problem{Field: "method", Detail: "nothing of what the rebuild touches lies on btrfs: " + b.Storage.described(), Remedy: "choose another spec.snapshot.method"})
 		}
 		return out
+	}
+	if len(levels) == 1 && !b.Storage.Taken { // of several it cannot be told what is written to which
+		out = append(out, b.Storage.cramped(plans.SnapshotBtrfs, "the btrfs file system "+levels[0].system, b.Storage.free(func(fs FileSystem) bool { return fs.Type == "btrfs" }))...)
 	}
 	for _, t := range levels {
 		for _, v := range t.held {
@@ -276,28 +280,65 @@ mv -T -- "$B.part" "$B"
 btrfs filesystem sync . >/dev/null`)
 }
 
+// Take makes the snapshots on all file systems in one operation, all or none: a return to some of today and some of yesterday
+// would be to no state that the host ever had.
 func (b btrfs) Take() []Operation {
-	var out []Operation
-	for _, t := range b.topLevels() {
-		summary := fmt.Sprintf("Take read-only snapshots of the subvolumes %s, in %s at the top level of the btrfs file system %s", t.paths(), b.before(), t.system)
+	levels := b.topLevels()
+	if len(levels) == 0 {
+		return nil
+	}
+	var commands, summaries []string
+	for _, t := range levels {
+		summary := fmt.Sprintf("of the subvolumes %s, in %s at the top level of the btrfs file system %s", t.paths(), b.before(), t.system)
 		if len(t.nested) > 0 {
 			summary += fmt.Sprintf("; they do not hold the nested %s", some(t.nested))
 		}
-		commands := []string{"mkdir " + remote.Quote(b.before())}
+		byHand := []string{"mkdir " + remote.Quote(b.before())}
 		for _, v := range t.held {
-			commands = append(commands, "btrfs subvolume snapshot -r "+remote.Quote(v.Path, b.before()+"/"+v.name()))
+			byHand = append(byHand, "btrfs subvolume snapshot -r "+remote.Quote(v.Path, b.before()+"/"+v.name()))
 		}
-		out = append(out, Operation{
-			Name: "snapshot " + t.system, Place: OnHost, Summary: summary, Command: t.byHand(commands...),
-			Run: func(ctx context.Context) error {
-				return b.run(ctx, "taking snapshots of the subvolumes "+t.paths(), b.create(t))
-			},
-			Done: func(ctx context.Context) (bool, error) {
-				there, err := b.output(ctx, "looking for the snapshots", t.at(b.names()+`if [ -d "$B" ]; then echo there; fi`))
-				return there == "there", err
-			},
-		})
+		commands, summaries = append(commands, t.byHand(byHand...)), append(summaries, summary)
 	}
+	there := func(ctx context.Context) (some []topLevel, err error) {
+		for _, t := range levels {
+			said, err := b.output(ctx, "looking for the snapshots", t.at(b.names()+`if [ -d "$B" ]; then echo there; fi`))
+			if err != nil {
+				return nil, err
+			}
+			if said == "there" {
+				some = append(some, t)
+			}
+		}
+		return some, nil
+	}
+	out := []Operation{{
+		Name: "snapshot", Place: OnHost, Command: strings.Join(commands, " && "),
+		Summary: "Take read-only snapshots " + strings.Join(summaries, "; "),
+		Run: func(ctx context.Context) error {
+			// What preflight did not find is of an attempt that has not come to the others.
+			some, err := there(ctx)
+			if err != nil {
+				return err
+			}
+			if len(some) < len(levels) {
+				for _, t := range some {
+					if err := b.run(ctx, "removing the snapshots of an attempt that was cut off", t.at(b.names()+`drop "$B"`)); err != nil {
+						return err
+					}
+				}
+			}
+			for _, t := range levels {
+				if err := b.run(ctx, "taking snapshots of the subvolumes "+t.paths(), b.create(t)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Done: func(ctx context.Context) (bool, error) {
+			some, err := there(ctx)
+			return len(some) == len(levels), err
+		},
+	}}
 	if t, v, inside, ok := b.proof(); ok {
 		file := b.before() + "/" + v.name() + inside
 		out = append(out, Operation{
@@ -346,6 +387,9 @@ if [ ! -e "$R" ]; then # or else a return is unfinished, which the next one fini
 fi`
 
 func (b btrfs) look(ctx context.Context) error {
+	if len(b.topLevels()) == 0 {
+		return nothing(plans.SnapshotBtrfs)
+	}
 	for _, t := range b.topLevels() {
 		err := b.run(ctx, "looking at the snapshots of the subvolumes "+t.paths(), t.at(b.names()+`[ -d "$B" ] || die "there is no directory $B with snapshots at the top level of the btrfs file system"
 `+t.each(lookSubvolume)))

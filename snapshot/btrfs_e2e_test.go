@@ -423,3 +423,35 @@ func TestBtrfsTakeRefuses(t *testing.T) {
 	assert.ErrorContains(t, d.method().Take()[0].Run(t.Context()), "@/var/lib/machines is nested in @ and read-only")
 	assert.NotContains(t, d.top("ls"), "before")
 }
+
+// A second attempt makes all anew: on two file systems the snapshots are never of different times.
+func TestBtrfsTwoFileSystems(t *testing.T) {
+	d, e := newDisk(t), newDisk(t)
+	h, err := d.ask.Host(t.Context())
+	require.NoError(t, err)
+	d.ask.Storage, err = Look(t.Context(), h, []string{d.at("etc"), d.at("var/lib/rancher/k3s"), e.at("usr/local/bin")}, "/var/empty")
+	require.NoError(t, err)
+	b := d.method()
+	levels := b.topLevels()
+	require.Len(t, levels, 2)
+	take := b.Take()[0]
+	number := func() string { return sh(t, "%s", levels[0].at("number migrate-before-shop/@")) }
+
+	require.NoError(t, take.Run(t.Context()))
+	done, err := take.Done(t.Context())
+	require.NoError(t, err)
+	assert.True(t, done)
+	old := number()
+	assert.ErrorContains(t, take.Run(t.Context()), "of an earlier run", "what is whole is not replaced")
+	assert.Equal(t, old, number())
+
+	sh(t, "%s", levels[1].at("drop migrate-before-shop")) // as if the attempt had not come to it
+	done, err = take.Done(t.Context())
+	require.NoError(t, err)
+	assert.False(t, done)
+	require.NoError(t, take.Run(t.Context()))
+	assert.NotEqual(t, old, number())
+	require.NoError(t, perform(nil).all(t.Context(), b.Take()[1:]), "it can be opened")
+	require.NoError(t, perform(nil).all(t.Context(), b.Remove()))
+	assert.Empty(t, sh(t, "%s", levels[0].at("ls -d migrate-before-* 2>/dev/null || true")))
+}

@@ -218,6 +218,8 @@ func (s shot) product() string {
 
 func (i *scwInstance) take(ctx context.Context) error {
 	made := map[string]bool{}
+	// Those of an attempt that has not made all are of another time than the others would be.
+	looked, stale, ordered := false, false, orders{}
 	next := "look at " + i.console() + ", where the Instance runs on unharmed, then repeat the command"
 	return i.until(ctx, "Taking snapshots of its volumes", i.pace.shot, next, func(ctx context.Context, c *scw.Client) (bool, string, error) {
 		server, err := i.get(ctx, c)
@@ -231,6 +233,14 @@ func (i *scwInstance) take(ctx context.Context) error {
 		shots, err := i.shots(ctx, c)
 		if err != nil {
 			return false, "", err
+		}
+		if !looked {
+			looked, stale = true, slices.ContainsFunc(volumes, func(v held) bool {
+				return !slices.ContainsFunc(shots, func(s shot) bool { return s.volume == v.id })
+			})
+		}
+		if stale = stale && len(shots) > 0; stale {
+			return false, "those of an attempt that did not make all are removed", i.discard(ctx, c, shots, ordered)
 		}
 		ready := 0
 		for _, v := range volumes {
@@ -304,10 +314,17 @@ func (i *scwInstance) Return() []Operation {
 			Summary: fmt.Sprintf("See that a snapshot of every volume of %s is there and available", i.name()),
 			Run: func(ctx context.Context) error {
 				return i.ask(ctx, "looking at its snapshots", func(c *scw.Client, _ scw.RequestOption) error {
-					if _, err := i.get(ctx, c); err != nil {
+					server, err := i.get(ctx, c)
+					if err != nil {
 						return err
 					}
-					_, err := i.whole(ctx, c)
+					if _, err := i.whole(ctx, c); err != nil {
+						return err
+					}
+					begun, err := i.begun(ctx, c, server)
+					if err == nil && begun {
+						return final("%s runs on volumes made of its snapshots already, by an earlier return: what was done to them since, another would not take back", i.name())
+					}
 					return err
 				})
 			},
@@ -569,23 +586,28 @@ func (i *scwInstance) Remove() []Operation {
 				if err != nil {
 					return false, "", err
 				}
-				var all error
-				for _, s := range shots {
-					if s.going || !ordered.due(s.id, i.pace.again) {
-						continue
-					}
-					if s.block {
-						err = block.NewAPI(c).DeleteSnapshot(&block.DeleteSnapshotRequest{Zone: i.zone(), SnapshotID: s.id}, scw.WithContext(ctx))
-					} else {
-						err = instance.NewAPI(c).DeleteSnapshot(&instance.DeleteSnapshotRequest{Zone: i.zone(), SnapshotID: s.id}, scw.WithContext(ctx))
-					}
-					if err != nil && status(err) != http.StatusNotFound {
-						delete(ordered, s.id)
-						all = errors.Join(all, err)
-					}
-				}
-				return len(shots) == 0, fmt.Sprintf("%d are left", len(shots)), all
+				return len(shots) == 0, fmt.Sprintf("%d are left", len(shots)), i.discard(ctx, c, shots, ordered)
 			})
 		},
 	}}
+}
+
+// discard has snapshots deleted, which takes time.
+func (i *scwInstance) discard(ctx context.Context, c *scw.Client, shots []shot, ordered orders) (all error) {
+	for _, s := range shots {
+		if s.going || !ordered.due(s.id, i.pace.again) {
+			continue
+		}
+		var err error
+		if s.block {
+			err = block.NewAPI(c).DeleteSnapshot(&block.DeleteSnapshotRequest{Zone: i.zone(), SnapshotID: s.id}, scw.WithContext(ctx))
+		} else {
+			err = instance.NewAPI(c).DeleteSnapshot(&instance.DeleteSnapshotRequest{Zone: i.zone(), SnapshotID: s.id}, scw.WithContext(ctx))
+		}
+		if err != nil && status(err) != http.StatusNotFound {
+			delete(ordered, s.id)
+			all = errors.Join(all, err)
+		}
+	}
+	return all
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
 )
 
@@ -110,9 +111,9 @@ func (l lvm) Problems() []Problem {
 		out = append(out, Problem{Detail: fmt.Sprintf("the host has logical volumes, and they cannot be read with %s", tool), Remedy: "`apt install lvm2`, or what your distribution calls it; `lvs` shows what is wrong"})
 	}
 	if len(l.origins()) == 0 {
-		return append(out, Problem{Field: "method", Detail: "nothing of what the rebuild touches lies on a logical volume: " + l.Storage.described(), Remedy: "choose another spec.snapshot.method"})
+		return append(out, Problem{Field: "method", Detail: "nothing of what the rebuild touches lies on a logical volume of which a snapshot can be taken: " + l.Storage.described(), Remedy: "choose another spec.snapshot.method"})
 	}
-	need := map[string]int64{}
+	need, pools := map[string]int64{}, map[string]bool{}
 	for _, o := range l.origins() {
 		switch {
 		case slices.ContainsFunc(l.Storage.Logical, func(v LogicalVolume) bool { return v.Group == o.Group && v.Name == o.snapshot }):
@@ -120,18 +121,21 @@ func (l lvm) Problems() []Problem {
 				continue
 			}
 			out = append(out, Problem{Detail: fmt.Sprintf("the logical volume %s is there already, from an earlier run", o.at()), Remedy: fmt.Sprintf("`lvremove %s` when it is not needed any more, or `lvrename` it", o.at())})
-		case slices.ContainsFunc(o.fileSystems, func(fs FileSystem) bool { return fs.Type == "btrfs" }):
-			out = append(out, Problem{Field: "method", Detail: fmt.Sprintf("the logical volume %s holds a btrfs file system, which must not be seen twice on one host, as it would be with a snapshot of its volume", o.path()), Remedy: "choose spec.snapshot.method btrfs"})
 		case o.Type != "linear" && o.Type != "striped" && o.Type != "thin" && !strings.HasPrefix(o.Type, "raid") && o.Type != "mirror":
 			out = append(out, Problem{Field: "method", Detail: fmt.Sprintf("the logical volume %s has the segment type %s, of which no snapshot can be merged back", o.path(), o.Type), Remedy: "choose another spec.snapshot.method"})
 		case o.Thin():
-			for _, pool := range l.Storage.Logical {
-				if pool.Group == o.Group && pool.Name == o.Pool && max(pool.Data, pool.Metadata) > fullPool {
-					out = append(out, Problem{Detail: fmt.Sprintf("the thin pool %s is full to %.0f %% (data) and %.0f %% (metadata)", pool.path(), pool.Data, pool.Metadata), Remedy: fmt.Sprintf("`lvextend --size +10G %s`, or --poolmetadatasize", pool.path())})
-				}
-			}
+			pools[o.Group+"/"+o.Pool] = true
 		default:
 			need[o.Group] += o.size
+		}
+	}
+	for _, pool := range l.Storage.Logical {
+		switch {
+		case !pools[pool.path()]:
+		case max(pool.Data, pool.Metadata) > fullPool:
+			out = append(out, Problem{Detail: fmt.Sprintf("the thin pool %s is full to %.0f %% (data) and %.0f %% (metadata)", pool.path(), pool.Data, pool.Metadata), Remedy: fmt.Sprintf("`lvextend --size +10G %s`, or --poolmetadatasize", pool.path())})
+		case pool.Data >= 0:
+			out = append(out, l.Storage.cramped(plans.SnapshotLVM, "the thin pool "+pool.path(), int64(float64(pool.Size)*(100-pool.Data)/100))...)
 		}
 	}
 	for _, g := range l.Storage.Groups {
@@ -243,7 +247,7 @@ func (l lvm) open(o origin, fs FileSystem) string {
 	}
 	// What is mounted may be a directory of the file system.
 	inside := path.Join(opened, fs.Root, strings.TrimPrefix(l.Proof, strings.TrimSuffix(fs.Target, "/")))
-	look := "unshare --mount sh -c " + remote.Quote(fmt.Sprintf("mkdir -p %[1]s && mount -t %[2]s -o %[3]s %[4]s %[1]s && test -e %[5]s", opened, remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside)))
+	look := "unshare --mount sh -c " + remote.Quote(fmt.Sprintf("mkdir -p %[1]s && mount -t %[2]s -o %[3]s %[4]s %[1]s && ls -d %[5]s", opened, remote.Quote(fs.Type), options, remote.Quote("/dev/"+o.at()), remote.Quote(inside)))
 	if !o.Thin() {
 		return look
 	}
@@ -263,7 +267,7 @@ type lvState struct {
 
 // states prints JSON documents: what LVM says of a group's volumes, then what the kernel's table of the origin is: of a
 // merge, or of the thin volume with that number in the pool.
-const states = `timeout 60 lvs --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,thin_id,data_percent,metadata_percent %s || exit
+const states = `timeout 60 lvs --config report/binary_values_as_numeric=0 --reportformat json -a -o lv_name,origin,lv_snapshot_invalid,lv_merging,thin_id,data_percent,metadata_percent %s || exit
 dmsetup table %s 2>/dev/null | awk '$3 == "snapshot-merge" { print "{\"merge\": true}" } $3 == "thin" { printf "{\"thin\": \"%%s\"}\n", $5 }'`
 
 // state reads what LVM says of a snapshot. A return is under way when the kernel's table of the origin is of a
@@ -395,7 +399,12 @@ func (l lvm) accepted(ctx context.Context, o origin) (bool, error) {
 func (l lvm) Return() []Operation {
 	look := Operation{Name: "look", Place: OnHost, Summary: "See that every snapshot is there and whole"}
 	origins := l.origins()
-	look.Run = func(ctx context.Context) error { return l.whole(ctx, origins...) }
+	look.Run = func(ctx context.Context) error {
+		if len(origins) == 0 {
+			return nothing(plans.SnapshotLVM)
+		}
+		return l.whole(ctx, origins...)
+	}
 	var merges, merged []Operation
 	for i, o := range origins {
 		look.Command = "lvs -o +lv_snapshot_invalid " + remote.Quote(o.Group)

@@ -44,7 +44,7 @@ func TestLVMProblems(t *testing.T) {
 		{reading: "thick-no-room", field: "size", detail: "the volume group thick has 0.0 GiB free, and the snapshot takes 1.1 GiB", remedy: "vgextend thick"},
 		{reading: "thick-earlier", detail: "thick/root-before-trial is there already, from an earlier run", remedy: "`lvremove thick/root-before-trial`"},
 		{reading: "thin-full", detail: "the thin pool thin/pool is full to 8", remedy: "`lvextend --size +10G thin/pool`"},
-		{reading: "plain", field: "method", detail: "nothing of what the rebuild touches lies on a logical volume: / on /dev/vda (ext4)", remedy: "choose another"},
+		{reading: "plain", field: "method", detail: "nothing of what the rebuild touches lies on a logical volume of which a snapshot can be taken: / on /dev/vda (ext4)", remedy: "choose another"},
 	} {
 		t.Run(fmt.Sprint(tc.reading, " ", tc.size), func(t *testing.T) {
 			problems := lvmOn(t, tc.reading, tc.size).Problems()
@@ -59,6 +59,75 @@ func TestLVMProblems(t *testing.T) {
 				assert.Contains(t, p.Remedy, tc.remedy)
 			}
 		})
+	}
+}
+
+// What the rebuild writes has to find room beside what the snapshot keeps.
+func TestCramped(t *testing.T) {
+	l := lvmOn(t, "thin", "")
+	require.Empty(t, l.Problems())
+	l.Storage.Writes = 100 << 30
+	require.Len(t, l.Problems(), 1, "once for both volumes in the pool")
+	assert.Regexp(t, `^the thin pool thin/pool has [0-9.]+ GiB free, and the rebuild writes about 100.0 GiB anew`, l.Problems()[0].Detail)
+
+	for _, m := range []struct {
+		method plans.SnapshotMethod
+		s      Storage
+		on     string
+	}{
+		{plans.SnapshotBtrfs, subvolumes(t, func(s string) string { return s }), "the btrfs file system UUID="},
+		{plans.SnapshotZFS, datasets(mounted), "the ZFS pool rpool"},
+	} {
+		problems := func(free, writes int64) []Problem {
+			s := m.s
+			s.Writes, s.FileSystems = writes, nil
+			for _, fs := range m.s.FileSystems {
+				fs.Free = free
+				s.FileSystems = append(s.FileSystems, fs)
+			}
+			// A second pool is left out: what is written to which cannot be told.
+			s.Datasets = nil
+			for _, d := range m.s.Datasets {
+				if d.pool() == "rpool" {
+					s.Datasets = append(s.Datasets, d)
+				}
+			}
+			return New(Ask{Plan: &plans.Snapshot{Method: m.method}, Name: "other", Storage: s}).Problems()
+		}
+		assert.Empty(t, problems(3<<30, 2<<30), "%s: room for both", m.method)
+		assert.Empty(t, problems(0, 2<<30), "%s: unknown", m.method)
+		cramped := problems(1<<30, 2<<30)
+		require.Len(t, cramped, 1, m.method)
+		assert.Contains(t, cramped[0].Detail, m.on)
+		assert.Contains(t, cramped[0].Detail, "has 1.0 GiB free, and the rebuild writes about 2.0 GiB anew")
+	}
+}
+
+// findmnt writes sizes in quotes or without, by its release.
+func TestFreeRead(t *testing.T) {
+	for _, avail := range []string{`1234`, `"1234"`} {
+		s, err := parse(`{"filesystems": [{"target":"/","source":"/dev/vda1","fstype":"ext4","fsroot":"/","maj:min":"254:1","uuid":null,"avail":`+avail+`}]}`, []string{"/etc"})
+		require.NoError(t, err)
+		assert.EqualValues(t, 1234, s.FileSystems[0].Free)
+	}
+}
+
+// The proof is where the links lead: in the snapshot, too.
+func TestProofBehindLinks(t *testing.T) {
+	s, err := parse(lvmReading(t, "thick"), lvmPaths)
+	require.NoError(t, err)
+	s.Links = map[string]string{"/var/lib/rancher": "/data/rancher", "/var/lib": "/elsewhere"}
+	l := New(Ask{Plan: &plans.Snapshot{Method: plans.SnapshotLVM}, Name: "trial", Storage: s, Proof: "/var/lib/rancher/k3s/server/token"}).(lvm)
+	assert.Equal(t, "/data/rancher/k3s/server/token", l.Proof)
+	assert.Equal(t, "/elsewhere/rancherless", s.real("/var/lib/rancherless"))
+	assert.Equal(t, "/etc/conf", s.real("/etc/conf"))
+}
+
+// A return of which no part is known is refused, and does not pass for one that is complete.
+func TestNothingToReturnTo(t *testing.T) {
+	for _, method := range []plans.SnapshotMethod{plans.SnapshotLVM, plans.SnapshotBtrfs, plans.SnapshotZFS} {
+		m := New(Ask{Plan: &plans.Snapshot{Method: method}, Name: "trial"})
+		assert.ErrorContains(t, m.Return()[0].Run(t.Context()), "nothing is known of what lies on "+string(method))
 	}
 }
 
@@ -79,7 +148,7 @@ func TestLVMOperations(t *testing.T) {
 	}{
 		{"thick", []string{
 			"lvcreate --yes --snapshot --size 218103808b --name rancher-before-trial thick/rancher && lvcreate --yes --snapshot --size 968884224b --name root-before-trial thick/root",
-			"unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thick/rancher-before-trial /run/k3s-dualstack-snapshot && test -e /run/k3s-dualstack-snapshot/k3s/server/token'",
+			"unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thick/rancher-before-trial /run/k3s-dualstack-snapshot && ls -d /run/k3s-dualstack-snapshot/k3s/server/token'",
 		}, []string{
 			"lvs -o +lv_snapshot_invalid thick",
 			"lvconvert --yes --merge thick/rancher-before-trial",
@@ -90,7 +159,7 @@ func TestLVMOperations(t *testing.T) {
 		}},
 		{"thin", []string{
 			"lvcreate --yes --snapshot --name rancher-before-trial thin/rancher && lvcreate --yes --snapshot --name root-before-trial thin/root",
-			"lvchange --yes -ay -K thin/rancher-before-trial && { e=0; unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thin/rancher-before-trial /run/k3s-dualstack-snapshot && test -e /run/k3s-dualstack-snapshot/k3s/server/token' || e=$?; lvchange -an thin/rancher-before-trial && exit $e; }",
+			"lvchange --yes -ay -K thin/rancher-before-trial && { e=0; unshare --mount sh -c 'mkdir -p /run/k3s-dualstack-snapshot && mount -t ext4 -o ro,noload /dev/thin/rancher-before-trial /run/k3s-dualstack-snapshot && ls -d /run/k3s-dualstack-snapshot/k3s/server/token' || e=$?; lvchange -an thin/rancher-before-trial && exit $e; }",
 		}, []string{
 			"lvs -o +lv_snapshot_invalid thin",
 			"lvconvert --yes --merge thin/rancher-before-trial",

@@ -32,7 +32,8 @@ import (
 // them back from there. The server is away meanwhile.
 //
 // All images are made in one rescue session, so that no disk is younger than another; what was cut off is made anew.
-// A disk that is being written cannot be started from: its first mebibyte is empty until all else is written. The
+// A disk that is being written cannot be started from: its first mebibyte is empty until all else is written, and the last
+// one, of whose copy of the partition table the first could be made again, until all before it is. The
 // file [marker] lies beside the images from before the first byte is written until all disks are written and compared:
 // while it is there, nothing but the whole return ends the server's rescue mode.
 type scwRescue struct {
@@ -737,11 +738,13 @@ wait "$summer" || echo summing >>"$run/failed"
 if [ -s "$run/failed" ]; then cat "$run/failed" >&2; head -n 1 "$run/dd" >&2; exit 1; fi
 echo "` + imageMark + `$(cut -c 1-64 "$run/sum")" >&2`
 
-// writing takes a compressed image from standard input. The disk's first mebibyte is empty until all else is written
-// and on the disk.
+// writing takes a compressed image from standard input. The disk's last mebibyte is empty until it is its turn, and the first
+// until all else is written and on the disk.
 const writing = `run=$(mktemp -d) && : >"$run/failed" || exit
 trap 'rm -rf "$run"' EXIT
-dd if=/dev/zero of=%[1]s bs=1048576 count=1 conv=nocreat,notrunc,fsync 2>"$run/dd" || { cat "$run/dd" >&2; exit 1; }
+for at in 0 %[3]d; do
+  dd if=/dev/zero of=%[1]s bs=1048576 count=1 seek="$at" oflag=seek_bytes conv=nocreat,notrunc,fsync 2>"$run/dd" || { cat "$run/dd" >&2; exit 1; }
+done
 { %[2]s || echo decompressing >>"$run/failed"; } | {
   dd of="$run/first" bs=1048576 count=1 iflag=fullblock 2>"$run/dd1" || echo receiving >>"$run/failed"
   dd of=%[1]s bs=1048576 seek=1 iflag=fullblock conv=nocreat,notrunc,fsync 2>"$run/dd" || echo writing >>"$run/failed"
@@ -968,7 +971,7 @@ func (r *scwRescue) restore(ctx context.Context, h *remote.Host, set *backup.Set
 		return fmt.Errorf("its image is compressed with %s, which is not known here", a.Codec)
 	}
 	task := r.Progress.Bytes("Writing "+d.path, a.ContentSize)
-	err = h.Run(ctx, fmt.Sprintf(writing, remote.Quote(d.path), unpack), remote.Stdin(counted{ctx, content, task}))
+	err = h.Run(ctx, fmt.Sprintf(writing, remote.Quote(d.path), unpack, max(0, d.size-1<<20)), remote.Stdin(counted{ctx, content, task}))
 	task.Done()
 	if err != nil {
 		return err

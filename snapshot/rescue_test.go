@@ -327,7 +327,7 @@ func TestRescueCovers(t *testing.T) {
 	require.ErrorContains(t, err, "spec.snapshot.scaleway.disks: /etc/rancher, /var/lib/rancher lies on "+disk+", which is not among them")
 }
 
-// The scripts leave the first mebibyte empty when the stream breaks off.
+// The scripts leave the first mebibyte and the last empty when the stream breaks off.
 func TestWritingStopsShort(t *testing.T) {
 	r := newRescued(t, plans.ScalewayElasticMetal)
 	require.NoError(t, r.take(t.Context()))
@@ -336,11 +336,12 @@ func TestWritingStopsShort(t *testing.T) {
 	require.NoError(t, err)
 	artifact := filepath.Join(r.dir(), "half")
 	require.NoError(t, h.Run(t.Context(), "head -c 3000000 /dev/urandom | zstd -q | head -c 2000000 >"+remote.Quote(artifact)))
-	script := fmt.Sprintf(writing, remote.Quote(r.disks[0]), unpacks[backup.Zstd])
+	script := fmt.Sprintf(writing, remote.Quote(r.disks[0]), unpacks[backup.Zstd], fakeDiskSize-1<<20)
 	require.Error(t, h.Run(t.Context(), "{ "+script+"\n} <"+remote.Quote(artifact)))
 	data := r.read(t)[0]
 	require.Len(t, data, fakeDiskSize)
 	require.Empty(t, strings.Trim(data[:1<<20], "\x00"), "cannot be started from")
+	require.Empty(t, strings.Trim(data[fakeDiskSize-1<<20:], "\x00"), "nor by the copy of the partition table")
 }
 
 func damage(t *testing.T, file string) {

@@ -233,6 +233,7 @@ func TestInstance(t *testing.T) {
 	require.Contains(t, log.String(), "scw instance volume delete vol-data zone=fr-par-2")
 	require.Contains(t, f.resources, "vol-root", "kept")
 	require.Contains(t, f.resources, "vol-data", "kept")
+	require.ErrorContains(t, i.Return()[0].Run(t.Context()), "runs on volumes made of its snapshots already, by an earlier return", "another would change nothing")
 
 	runAll(t, t.Context(), i.Remove())
 	require.Empty(t, f.of(true))
@@ -430,6 +431,23 @@ func TestInstanceFaults(t *testing.T) {
 		i, _ := instanceOf(t, f)
 		f.fail(fault{method: "POST", suffix: "/snapshots", times: 1, status: 403, body: `{"type":"quotas_exceeded","details":[{"resource":"snapshot","quota":5,"current":5}]}`})
 		require.ErrorContains(t, i.take(t.Context()), "snapshot has reached its quota (5/5)")
+	})
+	// A return to some of today and some of yesterday would be to no state that the server ever had.
+	t.Run("another attempt", func(t *testing.T) {
+		f := newFakeScaleway(t)
+		i, _ := instanceOf(t, f)
+		require.NoError(t, i.take(t.Context()))
+		var old []string
+		for _, x := range f.resources {
+			if x.Snapshot {
+				old = append(old, x.ID)
+			}
+		}
+		require.Len(t, old, 2)
+		delete(f.resources, old[0]) // as if it had been refused
+		require.NoError(t, i.take(t.Context()))
+		require.Len(t, f.of(true), 2)
+		require.NotContains(t, f.resources, old[1])
 	})
 }
 

@@ -134,6 +134,7 @@ type Ask struct {
 
 // New is the plan's method, nil where it takes no snapshot.
 func New(a Ask) Method {
+	a.Proof = a.Storage.real(a.Proof)
 	switch a.Plan.Method {
 	case plans.SnapshotLVM:
 		return lvm{base{a}}
@@ -198,6 +199,11 @@ func Proposed(s Storage) Proposal {
 
 // otherwise is what is left when a snapshot cannot be returned to and nothing was begun.
 const otherwise = "nothing was changed: `migrate rollback --via backup` brings the old cluster back from the backup set"
+
+// nothing is why a return is refused of which not even the parts are known, as when the host's storage could not be read.
+func nothing(method plans.SnapshotMethod) error {
+	return fmt.Errorf("nothing is known of what lies on %s on the host: %s", method, otherwise)
+}
 
 // outside lists the paths on file systems that are not held.
 func outside(s Storage, held func(FileSystem) bool) []string {

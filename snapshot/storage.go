@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
 )
 
@@ -18,6 +20,8 @@ type Storage struct {
 	Groups      []VolumeGroup   `json:"volumeGroups,omitempty"`
 	Subvolumes  []Subvolume     `json:"subvolumes,omitempty"`
 	Datasets    []Dataset       `json:"datasets,omitempty"`
+	// Links are the paths, of those that a rebuild touches, that lead elsewhere by symbolic links, and where to.
+	Links map[string]string `json:"links,omitempty"`
 	// Writes is about how much a rebuild writes anew, in bytes: the volumes' data and the images.
 	Writes int64 `json:"writes,omitempty"`
 	// Taken tells that the snapshot of the run that goes on may be there: it is in nobody's way.
@@ -34,6 +38,8 @@ type FileSystem struct {
 	Root   string `json:"root"`   // what of it is mounted: / or a subvolume
 	Device string `json:"device"` // major:minor
 	UUID   string `json:"uuid,omitempty"`
+	// Free is the room there, in bytes; 0 for unknown.
+	Free int64 `json:"free,omitempty"`
 	// Paths are those that lie there.
 	Paths []string `json:"paths"`
 }
@@ -68,7 +74,7 @@ type VolumeGroup struct {
 const readings = `
 for p in %s; do
   while [ ! -e "$p" ]; do p=$(dirname -- "$p"); done
-  findmnt -J -o TARGET,SOURCE,FSTYPE,FSROOT,MAJ:MIN,UUID -T "$p" || exit 1
+  findmnt -J -b -o TARGET,SOURCE,FSTYPE,FSROOT,MAJ:MIN,UUID,AVAIL -T "$p" || exit 1
 done
 if [ -d %s ]; then echo "{\"kib\": $(du -skx %s 2>/dev/null | cut -f1)}"; fi
 if command -v lvs >/dev/null; then
@@ -85,6 +91,9 @@ func Look(ctx context.Context, h *remote.Host, paths []string, images string) (S
 		var s Storage
 		if s, err = parse(out, paths); err == nil {
 			err = s.inside(ctx, h)
+		}
+		if err == nil {
+			err = s.follow(ctx, h, paths)
 		}
 		if err == nil {
 			return s, nil
@@ -111,6 +120,37 @@ func (s *Storage) inside(ctx context.Context, h *remote.Host) error {
 	return nil
 }
 
+// follow notes where the paths lead.
+func (s *Storage) follow(ctx context.Context, h *remote.Host, paths []string) error {
+	out, err := h.Output(ctx, "realpath -m -z -- "+remote.Quote(paths...))
+	if err != nil {
+		return err
+	}
+	for i, to := range strings.Split(strings.TrimSuffix(out, "\x00"), "\x00") {
+		if i < len(paths) && path.IsAbs(to) && to != path.Clean(paths[i]) {
+			if s.Links == nil {
+				s.Links = map[string]string{}
+			}
+			s.Links[paths[i]] = to
+		}
+	}
+	return nil
+}
+
+// real is where a path lies when the links are followed.
+func (s Storage) real(p string) string {
+	from := ""
+	for link := range s.Links {
+		if below(p, link) && len(link) > len(from) {
+			from = link
+		}
+	}
+	if from == "" {
+		return p
+	}
+	return path.Join(s.Links[from], strings.TrimPrefix(path.Clean(p), path.Clean(from)))
+}
+
 // described names the file systems for a person.
 func (s Storage) described() string {
 	var on []string
@@ -124,7 +164,8 @@ func (s Storage) described() string {
 type report struct {
 	FileSystems []struct {
 		Target, Source, FSType, FSRoot, UUID string
-		Device                               string `json:"maj:min"`
+		Device                               string      `json:"maj:min"`
+		Avail                                json.Number // in quotes or not, by findmnt's release
 	}
 	Report []struct {
 		LV []map[string]string
@@ -146,7 +187,7 @@ func parse(out string, paths []string) (s Storage, err error) {
 				return s, fmt.Errorf("more file systems than the %d paths asked for", n)
 			}
 			f := r.FileSystems[len(r.FileSystems)-1] // the topmost of those mounted there
-			s.place(FileSystem{Target: f.Target, Source: f.Source, Type: f.FSType, Root: f.FSRoot, Device: strings.TrimSpace(f.Device), UUID: f.UUID}, paths[n])
+			s.place(FileSystem{Target: f.Target, Source: f.Source, Type: f.FSType, Root: f.FSRoot, Device: strings.TrimSpace(f.Device), UUID: f.UUID, Free: whole(f.Avail.String())}, paths[n])
 			n++
 		}
 		for _, part := range r.Report {
@@ -175,6 +216,25 @@ func (s *Storage) place(fs FileSystem, path string) {
 		s.FileSystems = append(s.FileSystems, fs)
 	}
 	s.FileSystems[i].Paths = append(s.FileSystems[i].Paths, path)
+}
+
+// free is the least room that one of the file systems has.
+func (s Storage) free(of func(FileSystem) bool) (least int64) {
+	for _, fs := range s.FileSystems {
+		if of(fs) && fs.Free > 0 && (least == 0 || fs.Free < least) {
+			least = fs.Free
+		}
+	}
+	return least
+}
+
+// cramped is the problem of a snapshot that keeps, where the rebuild writes, what the rebuild deletes, with no room for both.
+func (s Storage) cramped(method plans.SnapshotMethod, on string, free int64) []Problem {
+	if free == 0 || free >= s.Writes {
+		return nil
+	}
+	return []Problem{{Detail: fmt.Sprintf("%s has %s free, and the rebuild writes about %s anew, while the snapshot keeps what was there before", on, bytes(free), bytes(s.Writes)),
+		Remedy: fmt.Sprintf("make room there, or choose another spec.snapshot.method than %s", method)}}
 }
 
 func whole(text string) int64 {

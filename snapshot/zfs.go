@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"sunbeam.pt/k3s-dualstack/plans"
 	"sunbeam.pt/k3s-dualstack/remote"
 )
 
@@ -78,6 +79,9 @@ func (z zfs) Problems() []Problem {
 	if len(held) == 0 && len(out) == 0 {
 		return []Problem{{Field: "method", Detail: "nothing of what the rebuild touches lies on ZFS: " + z.Storage.described(), Remedy: "choose another spec.snapshot.method"}}
 	}
+	if pools := z.pools(); len(pools) == 1 && !z.Storage.Taken {
+		out = append(out, z.Storage.cramped(plans.SnapshotZFS, "the ZFS pool "+held[0].pool(), z.Storage.free(FileSystem.onZFS))...)
+	}
 	for _, d := range held {
 		if slices.Contains(d.Before, z.tag()) && !z.Storage.Taken {
 			out = append(out, Problem{Detail: fmt.Sprintf("the snapshot %s is there already, from an earlier run", z.of(d)), Remedy: fmt.Sprintf("`zfs destroy %s` when it is not needed any more, or `zfs rename` it", remote.Quote(z.of(d)))})
@@ -103,33 +107,52 @@ func (z zfs) pools() [][]Dataset {
 const there = `there() { zfs list -H -d 1 -t snapshot -o name -r "${1%@*}" >/dev/null || exit; zfs list -H -t snapshot -o name "$1" >/dev/null 2>&1; }
 `
 
+// Take makes the snapshots in all pools in one operation, all or none: a return to some of today and some of yesterday
+// would be to no state that the host ever had.
 func (z zfs) Take() []Operation {
-	var out []Operation
-	for _, pool := range z.pools() {
-		var all, names []string
+	pools := z.pools()
+	if len(pools) == 0 {
+		return nil
+	}
+	var commands, firsts, names []string
+	for _, pool := range pools { // in each, all or none are there
+		var all []string
 		for _, d := range pool {
 			all, names = append(all, z.of(d)), append(names, d.Name)
 		}
-		command := "zfs snapshot " + remote.Quote(all...)
-		out = append(out, Operation{
-			Name: "snapshot " + pool[0].pool(), Place: OnHost, Command: command,
-			Summary: fmt.Sprintf("Take a snapshot of the datasets %s at one instant; others, such as those below them, are not in it", strings.Join(names, ", ")),
-			Run: func(ctx context.Context) error {
-				return z.run(ctx, "taking a snapshot of "+strings.Join(names, ", "), "sync && "+command)
-			},
-			// All or none are there.
-			Done: func(ctx context.Context) (bool, error) {
-				said, err := z.output(ctx, "looking for the snapshots", there+"if there "+remote.Quote(all[0])+"; then echo there; fi")
-				return said == "there", err
-			},
-		})
+		commands, firsts = append(commands, "zfs snapshot "+remote.Quote(all...)), append(firsts, all[0])
 	}
+	what := "taking a snapshot of " + strings.Join(names, ", ")
+	out := []Operation{{
+		Name: "snapshot", Place: OnHost, Command: strings.Join(commands, " && "),
+		Summary: fmt.Sprintf("Take a snapshot of the datasets %s, those of a pool at one instant; others, such as those below them, are not in it", strings.Join(names, ", ")),
+		Run: func(ctx context.Context) error {
+			// What preflight did not find is of an attempt that has not come to the last pool.
+			script := there + "if ! there " + remote.Quote(firsts[len(firsts)-1]) + "; then\n:\n"
+			for _, pool := range pools[:len(pools)-1] {
+				for _, d := range pool {
+					script += fmt.Sprintf("if there %[1]s; then zfs destroy %[1]s || exit; fi\n", remote.Quote(z.of(d)))
+				}
+			}
+			return z.run(ctx, what, script+"fi\nsync && "+strings.Join(commands, " && "))
+		},
+		Done: func(ctx context.Context) (bool, error) {
+			script := there
+			for _, first := range firsts {
+				script += "there " + remote.Quote(first) + " || exit 0\n"
+			}
+			said, err := z.output(ctx, "looking for the snapshots", script+"echo there")
+			return said == "there", err
+		},
+	}}
 	if d, file, ok := z.proof(); ok {
 		out = append(out, Operation{
 			Name: "open " + d.Name, Place: OnHost, Command: "ls -d " + remote.Quote(file),
 			Summary: fmt.Sprintf("Open the snapshot of %s and find %s in it", d.Name, z.Proof),
 			Run: func(ctx context.Context) error {
-				return z.run(ctx, "opening the snapshot "+z.of(d), "ls -d "+remote.Quote(file)+" >/dev/null")
+				return z.run(ctx, "opening the snapshot "+z.of(d), "ls -d "+remote.Quote(file)+" >/dev/null || exit\n"+
+					// Where looking has mounted it, it would be in the uninstall's way.
+					"umount "+remote.Quote(path.Join(d.Target, ".zfs/snapshot", z.tag()))+" 2>/dev/null || true")
 			},
 		})
 	}
@@ -201,6 +224,9 @@ func parseNewer(out string) (n newer) {
 
 // look finds all snapshots, and nothing newer that a return would destroy without having been told to.
 func (z zfs) look(ctx context.Context) error {
+	if len(z.held()) == 0 {
+		return nothing(plans.SnapshotZFS)
+	}
 	var made, held, clones []string
 	for _, d := range z.held() {
 		n, err := z.newer(ctx, d)

@@ -146,3 +146,35 @@ func TestZFSReturn(t *testing.T) {
 	require.NoError(t, perform(nil).all(t.Context(), z.Remove()), "one that is gone is no error")
 	assert.Empty(t, sh(t, "zfs list -H -t snapshot -o name -r %s", p.name))
 }
+
+// A second attempt makes all anew: of two pools the snapshots are never of different times.
+func TestZFSTwoPools(t *testing.T) {
+	p, q := newPool(t), newPool(t)
+	h, err := p.ask.Host(t.Context())
+	require.NoError(t, err)
+	p.ask.Storage, err = Look(t.Context(), h, []string{p.dir + "/etc", p.dir + "/var/lib/rancher/k3s", q.dir + "/usr/local/bin"}, "/var/empty")
+	require.NoError(t, err)
+	take := p.method().Take()[0]
+	ofNext := fmt.Sprintf("%s@migrate-before-shop", max(p.name, q.name))
+	ofFirst := fmt.Sprintf("%s@migrate-before-shop", min(p.name, q.name))
+	guid := func() string { return sh(t, "zfs get -H -o value guid %s", ofFirst) }
+
+	require.NoError(t, take.Run(t.Context()))
+	done, err := take.Done(t.Context())
+	require.NoError(t, err)
+	assert.True(t, done)
+	old := guid()
+	assert.Error(t, take.Run(t.Context()), "what is whole is not replaced")
+	assert.Equal(t, old, guid())
+
+	sh(t, "zfs destroy %s", ofNext) // as if the attempt had not come to it
+	done, err = take.Done(t.Context())
+	require.NoError(t, err)
+	assert.False(t, done)
+	require.NoError(t, take.Run(t.Context()))
+	assert.NotEqual(t, old, guid())
+	done, err = take.Done(t.Context())
+	require.NoError(t, err)
+	assert.True(t, done)
+	require.NoError(t, perform(nil).all(t.Context(), p.method().Remove()))
+}

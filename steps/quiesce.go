@@ -200,6 +200,7 @@ func (m *Migration) refresh(ctx context.Context) error {
 		return err
 	}
 	now.Names, now.Rates = m.Facts.Names, m.Facts.Rates
+	now.Host.Storage = m.Facts.Host.Storage // which the snapshot was taken of
 	if err := m.keep(factsFile, now); err != nil {
 		return err
 	}

@@ -233,11 +233,12 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if over && !(before.RolledBack == whole && takenBack(journal.Records()) && m.Facts != nil) {
 		return &RolledBackError{To: before.RolledBack}
 	}
-	u, err := m.Unwind(ctx, to)
-	if err != nil {
+	// Before all else: also a rollback for which there is nothing to do leaves no host that is away.
+	if _, err := m.reach(ctx, before); err != nil {
 		return err
 	}
-	if _, err := m.reach(ctx, before); err != nil {
+	u, err := m.Unwind(ctx, to)
+	if err != nil {
 		return err
 	}
 	ctx, release, err := m.holdHost(ctx, journal)

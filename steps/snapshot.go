@@ -245,6 +245,16 @@ func (m *Migration) detour() *runner.Detour {
 	}
 	return &runner.Detour{Name: ViaSnapshot, Undo: func(ctx context.Context) ([]runner.Action, error) {
 		actions := m.snapshotted(m.snapshotMethod().Return())
+		if s := m.Plan.Spec.Snapshot; s.Method == plans.SnapshotZFS || s.Method == plans.SnapshotCommand && m.SnapshotOnHost() {
+			// These return under what runs, and somebody may have started K3s since it was stopped.
+			back := actions[1].Run
+			actions[1].Run = func(ctx context.Context) (any, error) {
+				if err := m.stopForReturn(ctx); err != nil {
+					return nil, err
+				}
+				return back(ctx)
+			}
+		}
 		stop := runner.Action{
 			Name: "stop again", Target: m.onHost(), Like: "quiesce/stop",
 			Summary: "Stop what runs of K3s",

@@ -164,7 +164,7 @@ A rollback that failed or was cut off is continued by the same command. After it
 			}
 			printAvailability(c, m)
 			fmt.Fprintf(w, "\nThe rollback is complete. %s", next(state.RolledBack, *file))
-			if left := m.SnapshotLeft(); len(left) > 0 {
+			if left := m.SnapshotLeft(); len(left) > 0 && state.RolledBack != "seal" {
 				fmt.Fprintf(w, "The snapshot of the host is kept, and the next run wants its place. To remove it, once you trust the cluster%s: %s\n", map[bool]string{true: ", on the host", false: ", on the laptop"}[m.SnapshotOnHost()], strings.Join(left, "; "))
 			}
 			return nil
