@@ -242,6 +242,13 @@ func TestBtrfsLook(t *testing.T) {
 	}
 	assert.Equal(t, []string{"@ at " + d.dir, "@/srv vol at " + d.at("srv vol"), "@other at " + d.at("mnt/other")}, held)
 	assert.Equal(t, []string{"@/var/lib/machines"}, b.topLevels()[0].nested)
+	for _, fs := range d.ask.Storage.FileSystems {
+		assert.Equal(t, sh(t, "df -B1 --output=avail '%s' | tail -n 1 | tr -d ' '", fs.Target), fmt.Sprint(fs.Free))
+	}
+	assert.Empty(t, d.ask.Storage.Links)
+	sh(t, `ln -s var/lib '%s'`, d.at("linked"))
+	d.look(d.at("linked/rancher/k3s"))
+	assert.Equal(t, map[string]string{d.at("linked/rancher/k3s"): d.at("var/lib/rancher/k3s")}, d.ask.Storage.Links)
 
 	sh(t, `btrfs subvolume create '%s'`, d.at("var/lib/rancher/k3s/images"))
 	d.look()

@@ -120,9 +120,9 @@ func (s *Storage) inside(ctx context.Context, h *remote.Host) error {
 	return nil
 }
 
-// follow notes where the paths lead.
+// follow notes where the paths lead, as far as that can be told.
 func (s *Storage) follow(ctx context.Context, h *remote.Host, paths []string) error {
-	out, err := h.Output(ctx, "realpath -m -z -- "+remote.Quote(paths...))
+	out, err := h.Output(ctx, "realpath -m -z -- "+remote.Quote(paths...)+" 2>/dev/null || true")
 	if err != nil {
 		return err
 	}
