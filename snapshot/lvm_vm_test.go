@@ -413,7 +413,7 @@ func TestLVMOnAPlainDisk(t *testing.T) {
 			l := m.method(t, storage, "")
 			require.Len(t, l.Problems(), 1)
 			assert.Equal(t, "method", l.Problems()[0].Field)
-			assert.Contains(t, details(l.Problems()), "nothing of what the rebuild touches lies on a logical volume: / on /dev/vda (ext4)")
+			assert.Contains(t, details(l.Problems()), "nothing of what the rebuild touches lies on a logical volume of which a snapshot can be taken: / on /dev/vda (ext4)")
 			assert.ElementsMatch(t, allPaths, l.Outside())
 			proposal := Proposed(storage)
 			assert.Equal(t, plans.SnapshotNone, proposal.Method)
