@@ -233,9 +233,12 @@ func (m *Migration) Rollback(ctx context.Context, to string, observer runner.Obs
 	if over && !(before.RolledBack == whole && takenBack(journal.Records()) && m.Facts != nil) {
 		return &RolledBackError{To: before.RolledBack}
 	}
-	// Before all else: also a rollback for which there is nothing to do leaves no host that is away.
-	if _, err := m.reach(ctx, before); err != nil {
-		return err
+	// Before all else: also a rollback for which there is nothing to do leaves no host that is away. By a plan that has another
+	// snapshot, another server might be meant.
+	if m.sameSnapshot(before) == nil {
+		if _, err := m.reach(ctx, before); err != nil {
+			return err
+		}
 	}
 	u, err := m.Unwind(ctx, to)
 	if err != nil {
